@@ -1,0 +1,1 @@
+"""Published generators over tokens, one file per system; the file name is the slug with underscores."""

@@ -1,0 +1,172 @@
+"""Checkpoints in and out: a folder with `model.safetensors` and `config.json` is a model, here and on the Hub.
+
+config.json: {"vistok": 1, "system": ..., "role": ..., "name": ..., "fingerprint": ..., "config": {...}}
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vistok import catalogue
+from vistok.catalogue import Variant
+from vistok.config import from_plain, to_plain
+from vistok.errors import FormatError, MismatchError, UnknownNameError, VistokError
+from vistok.files import write_atomically
+from vistok.model import Model, hash_state
+from vistok.registry import find_system, system_of
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FOLDER_VERSION = 1
+SHIPPED = Path(__file__).parent / "weights"
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def save_folder(model: Model, folder: Path) -> None:
+    """Write a model folder. The weights go first and the config last, so that a folder with a config is whole."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    plain = {
+        "vistok": FOLDER_VERSION,
+        "system": model.system,
+        "role": model.role,
+        "name": model.name,
+        "fingerprint": hash_state(state),
+        "config": to_plain(model.config),
+    }
+    write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, (json.dumps(plain, indent=2) + "\n").encode())
+
+
+def load_folder(folder: Path) -> Model:
+    """Read a model folder. Raises FormatError for damage, MismatchError when weights and config do not match."""
+    plain = _read_config(folder / CONFIG)
+    model = build(plain, folder / CONFIG)
+    state = read_safetensors(folder / WEIGHTS)
+    fingerprint = hash_state(state)
+    if plain.get("fingerprint", fingerprint) != fingerprint:
+        raise FormatError(
+            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes (fingerprint {fingerprint[:8]}, "
+            f"expected {plain['fingerprint'][:8]}): damaged or exchanged; copy the folder again"
+        )
+    fill(model, state, str(folder / WEIGHTS))
+    model.remember_fingerprint(fingerprint)
+    return model
+
+
+def build(plain: dict[str, Any], where: str | Path) -> Model:
+    """A model with random weights from the contents of a config.json."""
+    system = find_system(plain["system"], plain.get("role"))
+    config: Any = from_plain(system.config, plain["config"], f"{where}: config")
+    return system.model(config, name=plain.get("name"))
+
+
+def fill(model: Model, state: dict[str, Any], where: str) -> None:
+    """Put a state dict of our own names into the model; MismatchError names what is missing, left over or misshapen."""
+    ours = model.state_dict()
+    missing, left_over = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    wrong = [key for key in sorted(ours.keys() & state.keys()) if ours[key].shape != state[key].shape]
+    if missing or left_over or wrong:
+        told = []
+        if missing:
+            told.append(f"missing {_few(missing)}")
+        if left_over:
+            told.append(f"left over {_few(left_over)}")
+        if wrong:
+            told.append(
+                "of another shape "
+                + _few([f"{key} {tuple(state[key].shape)} for {tuple(ours[key].shape)}" for key in wrong])
+            )
+        raise MismatchError(f"{where} is not a checkpoint of this {type(model).__name__}: {'; '.join(told)}")
+    model.load_state_dict(state)
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """All tensors of a safetensors file. Raises FormatError if it is missing, cut short or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; a model folder holds {WEIGHTS} and {CONFIG}")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise FormatError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; a model folder holds {WEIGHTS} and {CONFIG}")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(plain, dict) or not {"vistok", "system", "config"} <= plain.keys():
+        raise FormatError(f"{path} is not a vistok model config (no 'vistok', 'system' and 'config')")
+    if plain["vistok"] > FOLDER_VERSION:
+        raise FormatError(
+            f"{path} is of version {plain['vistok']}, this vistok reads up to {FOLDER_VERSION}: upgrade vistok"
+        )
+    return plain
+
+
+def _few(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def load_by_name(name: str, revision: str | None = None) -> Model:
+    """What `vistok.load` does, before device and dtype."""
+    if Path(name).is_dir():
+        return load_folder(Path(name))
+    listed = next((variant for variant in catalogue.variants() if variant.name == name), None)
+    if listed:
+        return load_published(listed)
+    if name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~", "/")):
+        return load_path_or_hub(name, revision)
+    if "/" in name or "\\" in name or Path(name).exists():
+        raise UnknownNameError(f"no model folder {name!r}; it should hold {WEIGHTS} and {CONFIG}")
+    system_of(name)  # raises with the nearest names if there is no such model at all
+    raise UnknownNameError(f"{name!r} has no published weights; vistok.create({name!r}) makes a fresh one to train")
+
+
+def load_published(variant: Variant) -> Model:
+    """The weights of a catalogued variant: from inside the package, or from the Hub."""
+    for source in variant.weights:
+        if source.package:
+            return load_folder(SHIPPED / source.package)
+    if not variant.weights:
+        raise UnknownNameError(
+            f"{variant.name!r} has no published weights; vistok.create({variant.name!r}) makes a fresh one"
+        )
+    from vistok import checkpoints
+
+    return checkpoints.load_published(variant)
+
+
+def load_path_or_hub(name: str, revision: str | None = None, local_only: bool = False) -> Model:
+    """A model folder by path, or a Hub repository `owner/repo[@revision]` that holds one."""
+    if Path(name).is_dir():
+        return load_folder(Path(name))
+    repo, _, pinned = name.partition("@")
+    return load_folder(download_folder(repo, revision or pinned or None, local_only))
+
+
+def download_folder(repo: str, revision: str | None, local_only: bool = False) -> Path:
+    """Bring a Hub model repository's two files into the Hub's cache. Raises VistokError when offline."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=[WEIGHTS, CONFIG], local_files_only=local_only)
+        )
+    except Exception as error:  # the Hub client raises a family of errors that has changed between its versions
+        raise VistokError(
+            f"cannot get {repo!r} from the Hugging Face Hub ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"check the name and the network, or pass the path of a folder with {WEIGHTS} and {CONFIG}"
+        ) from error

@@ -1,0 +1,90 @@
+"""The base of every model here: a config, a fingerprint, and the Hugging Face Hub's own verbs.
+
+A folder with `model.safetensors` and `config.json` is a model: `save_pretrained`, `from_pretrained` and `push_to_hub`
+are the Hub mixin's, `vistok.load(folder)` reads the same.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+
+class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=["visual-tokenizer"]):
+    """A PyTorch module with a typed config. Subclasses set `system` (their slug) and take one config argument."""
+
+    system: ClassVar[str] = ""
+    role: ClassVar[str] = "model"
+    preprocessing: ClassVar[str] = "rgb, [0, 1]"
+    config: Any
+
+    def __init__(self, config: Any, name: str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.name = name or self.system
+        self._known_hash: tuple[int, str] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        return self._first_tensor().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first floating parameter."""
+        return self._first_tensor().dtype
+
+    def _first_tensor(self) -> Tensor:
+        return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all weights and buffers (32 hex digits), by which tokens and stores know their model.
+
+        A loaded model keeps the hash of the file it came from, in whatever dtype and on whatever device it runs, until
+        its weights change.
+        """
+        version = self._weights_version()
+        if self._known_hash is None or self._known_hash[0] != version:
+            self._known_hash = (version, hash_state(self.state_dict()))
+        return self._known_hash[1]
+
+    def remember_fingerprint(self, fingerprint: str) -> None:
+        """Take `fingerprint` as the hash of the weights as they are now (used by the loaders)."""
+        self._known_hash = (self._weights_version(), fingerprint)
+
+    def _weights_version(self) -> int:
+        return sum(tensor._version for tensor in self.state_dict(keep_vars=True).values())
+
+    def save(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json` into `folder`, each at once or not at all."""
+        from vistok import hub
+
+        hub.save_folder(self, Path(folder))
+
+    # -- the Hub mixin's hooks -----------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, revision: str | None, **options: Any) -> Self:
+        from vistok import hub
+
+        model = hub.load_path_or_hub(model_id, revision=revision, local_only=options.get("local_files_only", False))
+        if not isinstance(model, cls):
+            raise TypeError(f"{model_id} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+
+def hash_state(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes in sorted order, cut to 32 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Blocks and trunks: plain modules that know nothing of tokens."""

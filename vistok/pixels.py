@@ -1,0 +1,179 @@
+"""Pictures in, pixels out: checked conversion to (B, 3, H, W), and fitting to the sizes that a model takes.
+
+Accepted: a PIL image, a uint8 array or tensor (0..255), a float tensor in [0, 1], or a list of these. Anything else
+is refused, never guessed: a float tensor that leaves [0, 1] is far more often a normalised one than a bright one.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vistok.errors import InputError
+from vistok.layout import Canvas, Size, Sizes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OnSize = Literal["pad", "refuse", "resize", "tile"]
+
+
+def to_pixels(image: "Image.Image | np.ndarray | Tensor", channels: int = 3) -> Tensor:
+    """One image or a batch of one size as (B, C, H, W): uint8 stays uint8, float is checked to be within [0, 1].
+
+    Arrays are (H, W, C), (H, W) or (B, H, W, C) as Pillow and OpenCV give them; tensors (C, H, W) or (B, C, H, W).
+    """
+    if isinstance(image, Tensor):
+        pixels = image if image.ndim == 4 else image[None]
+        layout = "(B, C, H, W) or (C, H, W)"
+    elif isinstance(image, np.ndarray):
+        array = image[..., None] if image.ndim == 2 else image
+        array = array if array.ndim == 4 else array[None]
+        if array.ndim != 4:
+            raise InputError(f"an array of shape {image.shape}; expected (H, W, C) or (B, H, W, C)")
+        pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
+        layout = "(H, W, C) or (B, H, W, C)"
+    elif hasattr(image, "convert"):
+        pixels = from_pil(image)
+        layout = "a PIL image"
+    else:
+        raise InputError(f"cannot take {type(image).__name__}; expected a PIL image, a uint8 array, or a tensor")
+    if pixels.ndim != 4 or pixels.shape[1] != channels or 0 in pixels.shape:
+        raise InputError(
+            f"pixels of shape {tuple(getattr(image, 'shape', pixels.shape))}; expected {layout}, C = {channels}"
+        )
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise InputError(f"pixels of type {pixels.dtype}; expected uint8 in 0..255 or float in [0, 1]")
+    low, high = (float(value) for value in pixels.aminmax())
+    if not (low >= 0.0 and high <= 1.0):  # also true for NaN
+        if low != low or high != high:
+            raise InputError("pixels hold NaN; expected float in [0, 1]")
+        hint = "divide by 255" if high > 2 else "map [-1, 1] to [0, 1] with (x + 1) / 2" if low < 0 else "clamp them"
+        raise InputError(f"float pixels span [{low:.4g}, {high:.4g}]; expected [0, 1]: {hint}")
+    return pixels
+
+
+def as_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 0..255 to float [0, 1]; floats only change their dtype."""
+    return pixels.to(dtype).div_(255) if pixels.dtype == torch.uint8 else pixels.to(dtype)
+
+
+def as_uint8(pixels: Tensor) -> Tensor:
+    """Float [0, 1] to uint8 0..255, rounded to nearest; uint8 passes."""
+    return pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 1).mul(255).round_().to(torch.uint8)
+
+
+def from_pil(image: "Image.Image") -> Tensor:
+    """A PIL image of any mode as uint8 (1, 3, H, W): first frame, upright by EXIF, transparency over white."""
+    return torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)[None]
+
+
+def to_pil(pixels: Tensor) -> "Image.Image":
+    """One image, (C, H, W) or (1, C, H, W), float in [0, 1] or uint8, as a PIL image."""
+    from PIL import Image
+
+    pixels = pixels[0] if pixels.ndim == 4 else pixels
+    array = as_uint8(pixels.detach()).cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+
+
+def upright_rgb(image: "Image.Image") -> "Image.Image":
+    """RGB with 8 bits a channel: EXIF rotation applied, 16-bit scaled down, transparency laid over white."""
+    from PIL import Image, ImageOps
+
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        array = np.asarray(image).astype(np.float64)
+        top = 65535.0 if image.mode != "F" else max(float(array.max(initial=1.0)), 1.0)
+        image = Image.fromarray(np.clip(np.rint(array * (255.0 / top)), 0, 255).astype(np.uint8))
+    exif_upright = ImageOps.exif_transpose(image)
+    if exif_upright.has_transparency_data:
+        rgba = exif_upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return exif_upright if exif_upright.mode == "RGB" else exif_upright.convert("RGB")
+
+
+# -- fitting to legal sizes ------------------------------------------------------------------------------------------
+
+
+def plan(size: Size, sizes: Sizes, on_size: OnSize = "pad") -> Canvas:
+    """How a picture of `size` is brought to a legal one. Raises InputError, with the ways out, when it cannot be."""
+    if on_size not in ("pad", "refuse", "resize", "tile"):
+        raise InputError(f"on_size={on_size!r}; expected 'pad', 'refuse', 'resize' or 'tile'")
+    if sizes.legal(size):
+        return Canvas(size)
+    told = f"a picture of {size[0]}x{size[1]} (height x width), where this model takes {sizes.describe()}"
+    if on_size == "refuse":
+        raise InputError(f"{told}; on_size='pad', 'resize' or 'tile' would fit it")
+    if on_size == "resize":
+        return Canvas(size, resized=sizes.nearest(size))
+    if on_size == "pad":
+        padded = sizes.padded(size)
+        if padded is None:
+            raise InputError(f"{told}: it is too large to pad; use on_size='resize' or on_size='tile'")
+        return Canvas(size, padding=(0, 0, padded[1] - size[1], padded[0] - size[0]))
+    tile = sizes.tile(size)
+    rows, columns = -(-size[0] // tile[0]), -(-size[1] // tile[1])
+    return Canvas(size, padding=(0, 0, columns * tile[1] - size[1], rows * tile[0] - size[0]), tiles=(rows, columns))
+
+
+def fit(pixels: Tensor, canvas: Canvas) -> Tensor:
+    """Scale, pad (by repeating the border) and cut (B, C, H, W) as planned; tiles become (B * rows * columns, ...)."""
+    if canvas.resized:
+        pixels = resize(pixels, canvas.resized)
+    left, top, right, bottom = canvas.padding
+    if any(canvas.padding):
+        pixels = _repeat_border(pixels, left, top, right, bottom)
+    rows, columns = canvas.tiles
+    if rows * columns == 1:
+        return pixels
+    batch, channels, height, width = pixels.shape
+    tiles = pixels.reshape(batch, channels, rows, height // rows, columns, width // columns)
+    return tiles.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def restore(pixels: Tensor, canvas: Canvas, scale: float = 1.0) -> Tensor:
+    """Inverse of `fit` on decoded pixels, which may be `scale` times larger: tiles joined, padding cut, rescaled."""
+    rows, columns = canvas.tiles
+    if rows * columns > 1:
+        tiles = pixels.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)
+        pixels = tiles.flatten(4, 5).flatten(2, 3)
+    left, top, right, bottom = (round(side * scale) for side in canvas.padding)
+    height, width = pixels.shape[-2:]
+    pixels = pixels[..., top : height - bottom, left : width - right]
+    if canvas.resized:
+        pixels = resize(pixels, (round(canvas.size[0] * scale), round(canvas.size[1] * scale)))
+    return pixels
+
+
+def resize(pixels: Tensor, size: Size) -> Tensor:
+    """Antialiased bicubic resampling, clamped to the range of the input's type."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    scaled = F.interpolate(as_float(pixels), size=size, mode="bicubic", antialias=True, align_corners=False).clamp_(
+        0, 1
+    )
+    return as_uint8(scaled) if pixels.dtype == torch.uint8 else scaled.to(pixels.dtype)
+
+
+def _repeat_border(pixels: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """Replicate padding that also works on uint8 and for borders wider than the picture."""
+    height, width = pixels.shape[-2:]
+    rows = torch.arange(-top, height + bottom, device=pixels.device).clamp_(0, height - 1)
+    columns = torch.arange(-left, width + right, device=pixels.device).clamp_(0, width - 1)
+    return pixels.index_select(-2, rows).index_select(-1, columns)
+
+
+def group_by_canvas(images: Sequence[Any], sizes: Sizes, on_size: OnSize, channels: int = 3) -> dict[Canvas, list[int]]:
+    """Indices of `images` (as `to_pixels` gives them) that share one canvas, in order of first appearance."""
+    groups: dict[Canvas, list[int]] = {}
+    for index, pixels in enumerate(images):
+        groups.setdefault(plan(tuple(pixels.shape[-2:]), sizes, on_size), []).append(index)
+    return groups

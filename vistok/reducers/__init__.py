@@ -1,0 +1,1 @@
+"""Published token reducers, one file per system; the file name is the slug with underscores."""
