@@ -1,0 +1,1 @@
+"""Whole datasets through a tokenizer: source -> tokens -> store, exactly once."""
