@@ -23,10 +23,10 @@ def console() -> "Console":
 
 @cache
 def output() -> "Console":
-    """The rich console on stdout: the tables that a command was asked for."""
+    """The rich console on stdout: the tables that a command was asked for. Into a pipe, no line is folded."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
 def emit_json(document: Any) -> None:
