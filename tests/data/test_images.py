@@ -1,5 +1,6 @@
 """Every kind of picture that folders hold, made on the spot."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -132,9 +133,10 @@ def test_a_hundred_megapixels_are_read_without_a_warning():
 def test_bombs_are_refused_from_the_header(tmp_path, side):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(side, side))
-    with warnings.catch_warnings(), pytest.raises(InputError, match=r"bomb\.png has .*decompression bombs"):
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        open_image(path)
+        with pytest.raises(InputError, match=r"bomb\.png has .*decompression bombs"):
+            open_image(path)
 
 
 def test_the_limit_can_be_moved(monkeypatch):
@@ -159,6 +161,7 @@ def test_pillows_own_limit_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.filterwarnings("ignore:Tag data")
 def test_cut_and_damaged_files_raise_format_errors_alone(tmp_path, kind):
     data = encoded(scene(64, 48), kind)
     rng = np.random.RandomState(1)
@@ -171,10 +174,8 @@ def test_cut_and_damaged_files_raise_format_errors_alone(tmp_path, kind):
         broken = bytearray(data)
         for place in rng.randint(0, len(data), 6):
             broken[place] = rng.randint(256)
-        try:
+        with contextlib.suppress(FormatError, InputError):  # a flipped bit may go unnoticed, or claim a huge size
             read_image(bytes(broken))
-        except (FormatError, InputError):
-            pass  # a flipped bit may also go unnoticed, or claim a huge size; nothing else may come out
 
 
 def test_messages_do_not_hold_addresses(tmp_path):
