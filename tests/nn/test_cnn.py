@@ -72,7 +72,7 @@ def test_dropout_acts_in_training_alone():
 def test_bad_configs_and_sizes_are_refused():
     with pytest.raises(ConfigError, match="multiples of 32"):
         CNNConfig(width=20)
-    with pytest.raises(ConfigError, match="levels are 0..4"):
+    with pytest.raises(ConfigError, match=r"levels are 0\.\.4"):
         CNNConfig(attention=(5,))
     with pytest.raises(ConfigError, match="no attention"):
         CNNConfig(style="maskgit", attention=(1,))

@@ -89,7 +89,7 @@ class CNNEncoder(nn.Module):
         self.norm_out = NormSiLU(widths[-1])
         out = config.latent_dim * (2 if config.double_latent else 1)
         self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1) if taming else nn.Conv2d(widths[-1], out, 1)
-        self.to(memory_format=torch.channels_last)
+        _keep_channels_last(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H/f, W/f)."""
@@ -124,10 +124,10 @@ class CNNDecoder(nn.Module):
         )
         self.norm_out = NormSiLU(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
+        _keep_channels_last(self)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight at which an adaptive adversarial weight compares gradients."""
         return self.conv_out.weight
 
@@ -238,6 +238,7 @@ class Upsample(nn.Module):
         if torch.is_grad_enabled():
             return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
         batch, width, h, w = x.shape
+        assert self.conv.bias is not None
         phases = F.conv2d(x, self._phase_weights(), self.conv.bias.repeat(4), padding=1)  # (B, 4 C, h + 1, w + 1)
         large = torch.empty(
             batch, width, 2 * h, 2 * w, dtype=phases.dtype, device=x.device, memory_format=torch.channels_last
@@ -255,6 +256,12 @@ class Upsample(nn.Module):
             left, middle, right = torch.stack(rows, 2).unbind(3)
             phases += [torch.stack((left, middle + right), 3), torch.stack((left + middle, right), 3)]
         return torch.cat(phases).to(self.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _keep_channels_last(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _shrink(config: CNNConfig, level: int) -> nn.Module | None:
