@@ -1,0 +1,148 @@
+"""Multi-head attention, self and cross, on PyTorch's fused kernel (`scaled_dot_product_attention`).
+
+    x (B, N, W) -> q, k, v (B, heads, N, head) -> [q and k normalised] -> [rotated]
+      -> softmax(q k^T / sqrt(head)) v -> (B, N, W)
+
+Masks are boolean and say which pairs may see each other: (N, M), (B, 1, N, M) or (B, heads, N, M). Rotations come from
+`positions.py`. Sources: arXiv:1706.03762; query-key normalisation arXiv:2302.05442.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import ConfigError, InputError
+from vistok.nn.positions import Rotation
+
+Norm = Literal["none", "rms", "layer"]
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself.
+
+    width    W, of input and output
+    heads    number of heads; W must be a multiple of it unless `head` says their width
+    bias     whether the projections have biases; `out_bias` for the last one, the same unless given
+    qk_norm  "rms" or "layer" norm over each head's queries and keys, with learned gains
+
+    Raises ConfigError when heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        head: int | None = None,
+        bias: bool = True,
+        out_bias: bool | None = None,
+        qk_norm: Norm = "none",
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.heads, self.head = heads, head or _head(width, heads)
+        inner = self.heads * self.head
+        self.qkv = nn.Linear(width, 3 * inner, bias=bias)
+        self.out = nn.Linear(inner, width, bias=bias if out_bias is None else out_bias)
+        self.q_norm, self.k_norm = head_norm(qk_norm, self.head, eps), head_norm(qk_norm, self.head, eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: Rotation | None = None,
+        only: slice | None = None,
+    ) -> Tensor:
+        """(B, N, W) to (B, N, W). With `only`, the output of those positions alone (not with `causal`).
+
+        What nobody reads need not be computed: the last block of a trunk costs a fraction when few positions are kept.
+        """
+        if only is None:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head)).permute(2, 0, 3, 1, 4)
+        else:
+            inner = self.heads * self.head
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x[:, only], weight[:inner], None if bias is None else bias[:inner])
+            kv = F.linear(x, weight[inner:], None if bias is None else bias[inner:])
+            q = q.unflatten(-1, (self.heads, self.head)).transpose(1, 2)
+            k, v = kv.unflatten(-1, (2, self.heads, self.head)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = (rotation if only is None else rotation[only])(q), rotation(k)
+        return self.out(attend(q, k, v, mask=mask, causal=causal))
+
+
+class CrossAttention(nn.Module):
+    """Attention of one sequence to another; arguments as `SelfAttention`, `context_width` is that of the other."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        context_width: int | None = None,
+        head: int | None = None,
+        bias: bool = True,
+        out_bias: bool | None = None,
+        qk_norm: Norm = "none",
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.heads, self.head = heads, head or _head(width, heads)
+        inner = self.heads * self.head
+        self.q = nn.Linear(width, inner, bias=bias)
+        self.kv = nn.Linear(context_width or width, 2 * inner, bias=bias)
+        self.out = nn.Linear(inner, width, bias=bias if out_bias is None else out_bias)
+        self.q_norm, self.k_norm = head_norm(qk_norm, self.head, eps), head_norm(qk_norm, self.head, eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        *,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        context_rotation: Rotation | None = None,
+    ) -> Tensor:
+        """Queries from `x` (B, N, W), keys and values from `context` (B, M, context width), to (B, N, W)."""
+        q = self.q(x).unflatten(-1, (self.heads, self.head)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, self.head)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        q = q if rotation is None else rotation(q)
+        k = k if context_rotation is None else context_rotation(k)
+        return self.out(attend(q, k, v, mask=mask))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(head)) v of (B, heads, N | M, head), heads joined again: (B, N, heads * head).
+
+    `causal` lines up the ends of queries and keys, so that N new positions see the M - N before them. Raises InputError
+    when there are more queries than keys then, or a mask as well.
+    """
+    if causal:
+        if mask is not None:
+            raise InputError("causal and mask together: fold the causal rule into the mask")
+        queries, keys = q.shape[-2], k.shape[-2]
+        if queries > keys:
+            raise InputError(f"causal attention of {queries} queries to {keys} keys")
+        if queries < keys:  # PyTorch's own flag lines up the beginnings
+            mask, causal = q.new_ones(queries, keys, dtype=bool).tril(keys - queries), False  # type: ignore[call-overload]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def head_norm(kind: Norm, head: int, eps: float = 1e-6) -> nn.Module:
+    """The norm over one head's queries or keys; "none" is the identity. Raises ConfigError for another name."""
+    if kind == "none":
+        return nn.Identity()
+    if kind not in ("rms", "layer"):
+        raise ConfigError(f"qk_norm {kind!r}; expected 'none', 'rms' or 'layer'")
+    return nn.RMSNorm(head, eps=eps) if kind == "rms" else nn.LayerNorm(head, eps=eps)
+
+
+def _head(width: int, heads: int) -> int:
+    if width % heads:
+        raise ConfigError(f"{heads} heads do not divide a width of {width}")
+    return width // heads

@@ -1,0 +1,116 @@
+"""The query ViT: a picture into a short sequence, and back, by plain self-attention (TiTok, arXiv:2406.07550).
+
+    encoder   [class | patches | queries]          -> blocks -> the N query positions   (B, N, W)
+    decoder   [class | G masks | latents | text]   -> blocks -> the G grid positions    (B, G, W)
+
+Learned absolute positions tie both to one picture size. Only the positions that are read come out of the last block;
+it skips the rest of its work, and the decoder's mask tokens, alike for all items, are normalised once for the batch.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vistok.nn.patching import PatchEmbed
+from vistok.nn.transformer import Block
+
+
+class QueryEncoder(nn.Module):
+    """Pictures (B, 3, grid * patch) to the outputs of N learned queries (B, N, width), normalised.
+
+    grid     (rows, columns) of patches
+    hidden   width of the MLPs, 4 * width unless given
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch: int,
+        queries: int,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int | None = None,
+    ):
+        super().__init__()
+        cells = grid[0] * grid[1]
+        self.patches = PatchEmbed(patch, width)
+        self.class_token = _table(1, width)
+        self.positions = _table(cells + 1, width)
+        self.queries = _table(queries, width)
+        self.query_positions = _table(queries, width)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden=hidden) for _ in range(layers))
+        self.norm_out = nn.LayerNorm(width)
+        initialise(self)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        batch = len(pixels)
+        patches = self.patches(pixels)
+        first = (self.class_token + self.positions[:1]).to(patches.dtype).expand(batch, 1, -1)
+        queries = (self.queries + self.query_positions).to(patches.dtype).expand(batch, -1, -1)
+        x = self.norm_in(torch.cat([first, patches + self.positions[1:], queries], 1))
+        return self.norm_out(run_blocks(self.blocks, x, slice(x.shape[1] - queries.shape[1], None)))
+
+
+class GridDecoder(nn.Module):
+    """Latents (B, n, dim), n at most N, to one vector per cell of the grid (B, rows * columns, width), normalised.
+
+    text     (context length, width of its features) of a text whose features may follow the latents
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        latents: int,
+        dim: int,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int | None = None,
+        text: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.cells = grid[0] * grid[1]
+        self.embed = nn.Linear(dim, width)
+        self.class_token = _table(1, width)
+        self.mask_token = _table(1, width)
+        self.positions = _table(self.cells + 1, width)
+        self.latent_positions = _table(latents, width)
+        if text:
+            self.text = nn.Linear(text[1], width)
+            self.text_positions = _table(text[0], width)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden=hidden) for _ in range(layers))
+        self.norm_out = nn.LayerNorm(width)
+        initialise(self)
+
+    def forward(self, latents: Tensor, text: Tensor | None = None) -> Tensor:
+        """`text` (B, context length, features), for a decoder that was built with it."""
+        embedded = self.embed(latents)
+        parts = [embedded + self.latent_positions[: latents.shape[1]]]
+        if text is not None:
+            parts.append(self.text(text) + self.text_positions[: text.shape[1]])
+        grid = torch.cat([self.class_token, self.mask_token.expand(self.cells, -1)]) + self.positions
+        grid = self.norm_in(grid.to(embedded.dtype)).expand(len(latents), -1, -1)
+        x = torch.cat([grid, self.norm_in(torch.cat(parts, 1))], 1)
+        return self.norm_out(run_blocks(self.blocks, x, slice(1, self.cells + 1)))
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, only: slice) -> Tensor:
+    """Through all blocks, (B, N, W) to the positions `only`; the last block computes nothing for the others."""
+    for block in blocks[:-1]:
+        x = block(x)
+    return blocks[-1](x, only=only) if len(blocks) else x[:, only]
+
+
+def initialise(module: nn.Module) -> None:
+    """TiTok's rule: linear and convolution weights from a normal of 0.02, truncated at +-2 (so hardly), biases zero."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def _table(rows: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, width) * width**-0.5)

@@ -1,0 +1,157 @@
+"""Transformer blocks: pre-norm, optionally with cross-attention, and with conditioning by adaptive layer norm.
+
+x += attention(norm x)    [x += cross(norm x, context)]    x += MLP(norm x)
+adaLN-Zero (DiT, arXiv:2212.09748): each norm's output is scaled and shifted, each branch gated, by a condition
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import ConfigError
+from vistok.nn.attention import CrossAttention, Norm, SelfAttention
+from vistok.nn.positions import Rotation
+
+Activation = Literal["gelu", "gelu-tanh", "silu", "swiglu"]
+
+
+class MLP(nn.Module):
+    """Two linear maps with an activation between, W -> hidden -> out.
+
+    "gelu" is exact (erf), "gelu-tanh" its approximation: checkpoints tell them apart. "swiglu" gates the hidden values
+    by SiLU of as many others, in one fused map `expand` of twice the width (arXiv:2002.05202).
+    """
+
+    def __init__(
+        self, width: int, hidden: int, *, out: int | None = None, activation: Activation = "gelu", bias: bool = True
+    ):
+        super().__init__()
+        if activation not in ("gelu", "gelu-tanh", "silu", "swiglu"):
+            raise ConfigError(f"activation {activation!r}; expected 'gelu', 'gelu-tanh', 'silu' or 'swiglu'")
+        self.activation = activation
+        self.expand = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=bias)
+        self.contract = nn.Linear(hidden, out or width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.expand(x)
+        if self.activation == "swiglu":
+            gate, value = hidden.chunk(2, -1)
+            hidden = F.silu(gate) * value
+        elif self.activation == "silu":
+            hidden = F.silu(hidden)
+        else:
+            hidden = F.gelu(hidden, approximate="tanh" if self.activation == "gelu-tanh" else "none")
+        return self.contract(hidden)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, (B, N, W) to (B, N, W).
+
+    width, heads   of the attention
+    hidden         width of the MLP, 4 W unless given
+    context_width  adds cross-attention to a context of this width, between attention and MLP
+    eps            of the layer norms: 1e-5 in CLIP's line, 1e-6 in timm's
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        bias: bool = True,
+        qk_norm: Norm = "none",
+        context_width: int | None = None,
+        eps: float = 1e-5,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attention = SelfAttention(width, heads, bias=bias, qk_norm=qk_norm)
+        if context_width:
+            self.norm_cross = nn.LayerNorm(width, eps=eps)
+            self.cross = CrossAttention(width, heads, context_width=context_width, bias=bias, qk_norm=qk_norm)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden or 4 * width, activation=activation, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: Rotation | None = None,
+        context_mask: Tensor | None = None,
+        only: slice | None = None,
+    ) -> Tensor:
+        """With `only`, those positions alone come out, which saves the work for the others."""
+        kept = x if only is None else x[:, only]
+        x = kept + self.attention(self.norm1(x), mask=mask, causal=causal, rotation=rotation, only=only)
+        if context is not None:
+            x = x + self.cross(self.norm_cross(x), context, mask=context_mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class Modulation(nn.Module):
+    """A condition (B, C) to `parts` vectors (B, 1, W): shifts, scales and gates. Zero at first, so gates start closed.
+
+    The map is Linear(SiLU(condition)).
+    """
+
+    def __init__(self, condition_width: int, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.project = nn.Linear(condition_width, parts * width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.project(F.silu(condition))[:, None].chunk(self.parts, -1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class AdaBlock(nn.Module):
+    """DiT's block: a `Block` whose norms have no weights of their own but those that the condition gives.
+
+    Chunks of the modulation, in order: shift, scale, gate of the attention; shift, scale, gate of the MLP.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        condition_width: int,
+        *,
+        hidden: int | None = None,
+        activation: Activation = "gelu-tanh",
+        qk_norm: Norm = "none",
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads, qk_norm=qk_norm)
+        self.norm2 = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+        self.mlp = MLP(width, hidden or 4 * width, activation=activation)
+        self.modulation = Modulation(condition_width, width, 6)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        """`x` (B, N, W), `condition` (B, C)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        attended = self.attention(modulate(self.norm1(x), shift1, scale1), mask=mask, causal=causal, rotation=rotation)
+        x = torch.addcmul(x, gate1, attended)
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
