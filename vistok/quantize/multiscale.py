@@ -214,7 +214,7 @@ class MultiScaleVectorQuantizer(Quantizer):
             codes = nearest(normalize(rows, dim=-1), normalize(table, dim=-1), "dot")
         else:
             codes = nearest(rows, table)
-        return codes.view(len(rest), -1)
+        return codes.view(len(rest), self.lengths[scale])
 
     def _detail(self, codes: Tensor, scale: int) -> Tensor:
         """What the codes (B, h_s w_s) of a scale add to f_hat, a map (B, D, H, W)."""
@@ -222,7 +222,7 @@ class MultiScaleVectorQuantizer(Quantizer):
         rows = embedding(codes.long(), self.table())
         grown = rearrange(rows, "b (h w) d -> b d h w", h=height, w=width).contiguous()
         if scale + 1 < len(self.scales):
-            grown = interpolate(grown, size=self.grid, mode="bicubic")
+            grown = _resize(grown, self.grid, "bicubic")
         conv = self.convs[self.conv_of_scale[scale]]
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
@@ -230,7 +230,7 @@ class MultiScaleVectorQuantizer(Quantizer):
         return grown * (1 - self.ratio) + refined * self.ratio
 
     def _shrink(self, x: Tensor, scale: int) -> Tensor:
-        return x if scale + 1 == len(self.scales) else interpolate(x, size=self.scales[scale], mode="area")
+        return x if scale + 1 == len(self.scales) else _resize(x, self.scales[scale], "area")
 
     def _to_map(self, z: Tensor) -> Tensor:
         return rearrange(z, "b (h w) d -> b d h w", h=self.grid[0])
@@ -248,6 +248,12 @@ def nearest_convs(scales: int, convs: int) -> tuple[int, ...]:
     edge = 1 / 3 / convs if convs == 4 else 1 / 2 / convs
     ticks = np.linspace(edge, 1 - edge, convs)
     return tuple(int(np.argmin(np.abs(ticks - scale / max(scales - 1, 1)))) for scale in range(scales))
+
+
+def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if len(x) == 0:  # interpolate refuses an empty batch
+        return x.new_zeros(0, x.shape[1], *size)
+    return interpolate(x, size=size, mode=mode)
 
 
 def _to_rows(x: Tensor) -> Tensor:

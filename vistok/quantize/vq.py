@@ -107,7 +107,10 @@ class VectorQuantizer(Quantizer):
 
     def table(self) -> Tensor:
         """The vectors (K, D) that codes stand for: the codebook, of unit length with metric "cosine"."""
-        rows = self.codebook.float() if self.codebook.dtype != torch.float64 else self.codebook
+        return self._table(self.codebook)
+
+    def _table(self, rows: Tensor) -> Tensor:
+        rows = rows if rows.dtype == torch.float64 else rows.float()
         # EMA rows are stored normalised, so a lookup gives their stored bits
         return self._unit(rows) if self.metric == "cosine" and self.learning != "ema" else rows
 
@@ -116,8 +119,8 @@ class VectorQuantizer(Quantizer):
         z = self._unit(z) if self.metric == "cosine" else z
         rows = z.flatten(0, 1)
         changes = self.training and self.learning != "ema" and (self.learning == "cvq" or self.restart_below > 0)
-        # rows that `learn` overwrites must not be the tensor that the backward pass reads
-        table = self.table().clone() if changes else self.table()
+        # rows that `learn` overwrites must not be those that the backward pass reads
+        table = self._table(self.codebook.clone() if changes else self.codebook)
         codes = self._nearest(rows.detach(), table.detach())
         q = embedding(codes, table).view_as(z)
         losses = {"commitment": self.commitment * mean_square(z, q.detach())}
