@@ -1,0 +1,1 @@
+"""Measures of reconstruction, generation and compression."""
