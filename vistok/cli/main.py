@@ -102,9 +102,10 @@ def main(arguments: list[str] | None = None) -> None:
     debug, verbose = "--debug" in own, "--verbose" in own
     words = [word for word in own if word not in ("--debug", "--verbose")] + words[len(own) :]
     words = words or ["--help"]
-    if verbose:
-        logging.getLogger("vistok").addHandler(logging.StreamHandler())
-        logging.getLogger("vistok").setLevel(logging.INFO)
+    log, handler = logging.getLogger("vistok"), logging.StreamHandler()
+    handler.setFormatter(_LogLine())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
     try:
         code = app(args=words, prog_name="vistok", standalone_mode=False)
         sys.stdout.flush()
@@ -116,7 +117,15 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         code = 1
+    finally:
+        log.removeHandler(handler)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _LogLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = " ".join(super().format(record).split())
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
 def describe(error: BaseException) -> str:

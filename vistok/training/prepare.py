@@ -1,0 +1,134 @@
+"""What a run is built from: the device, the model of the recipe, what of it trains, and batches where it wants them."""
+
+import signal
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vistok
+from vistok.config import from_plain, to_plain
+from vistok.errors import ConfigError, MissingExtraError, nearest
+from vistok.registry import system_of
+from vistok.tokenizer import Tokenizer
+from vistok.training.recipe import ModelSection, StageSection
+
+
+def accelerator(precision: str) -> Any:
+    """Accelerate's view of devices and processes. Raises ConfigError for a precision that the device lacks."""
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise MissingExtraError("training needs Accelerate: pip install vistok[train]") from error
+    AcceleratorState._reset_state()  # one process may train twice, with another precision
+    try:
+        return Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:
+        raise ConfigError(f"train.precision {precision} does not work on this device: {error}") from error
+
+
+def build_model(section: ModelSection) -> Any:
+    """The model that a recipe names, fresh or with the weights it starts from.
+
+    Raises UnknownNameError; ConfigError for a field or value that its config does not take, or a model without a loss.
+    """
+    if section.init is not None:
+        model = vistok.load(section.init)
+    else:
+        name = str(section.name)
+        system, config = system_of(name)
+        checked: Any = from_plain(system.config, {**to_plain(config), **section.changes}, "model")
+        model = vistok.create(name, **{key: getattr(checked, key) for key in section.changes})
+    loss = getattr(type(model), "loss", None)
+    if loss is None or loss is Tokenizer.loss:
+        raise ConfigError(f"{model.name} does not define a training loss, so no recipe can train it")
+    return model
+
+
+class Objective(nn.Module):
+    """The model's loss as a forward pass, which is what Accelerate wraps: autocast, and gradients across processes."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """The terms, scalars by name."""
+        return self.model.loss(batch, step, rng)
+
+
+def freeze(model: nn.Module, stage: StageSection, trainable: set[str]) -> None:
+    """Let the parameters named `trainable` train, but hold those of the stage's `freeze`, in evaluation mode.
+
+    Raises ConfigError for a pattern that matches nothing, or where nothing is left to train.
+    """
+    matched: set[str] = set()
+
+    def held(name: str) -> bool:
+        hits = {pattern for pattern in stage.freeze if fnmatchcase(name, pattern) or name.startswith(pattern + ".")}
+        matched.update(hits)
+        return bool(hits)
+
+    for name, module in model.named_modules():
+        if name and held(name):
+            module.eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not held(name) and name in trainable)
+    names = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
+    for pattern in stage.freeze:
+        if pattern not in matched:
+            raise ConfigError(f"stage {stage.name!r} freezes {pattern!r}, which is not there{nearest(pattern, names)}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"stage {stage.name!r} has nothing left to train")
+
+
+def place(batch: dict[str, Any], device: torch.device, channels_last: bool) -> dict[str, Any]:
+    """A batch with its tensors on `device`, pictures in the memory order that the model runs in."""
+    placed = {}
+    for key, value in batch.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            if channels_last and value.ndim == 4:
+                value = value.contiguous(memory_format=torch.channels_last)
+        placed[key] = value
+    return placed
+
+
+def parts(batch: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """The batch in `count` equal parts along its items."""
+    if count == 1:
+        yield batch
+        return
+    size = len(batch["pixels"]) // count
+    for start in range(0, size * count, size):
+        yield {key: value[start : start + size] for key, value in batch.items()}
+
+
+class StopSignals:
+    """While open, SIGTERM and the first Ctrl-C only set `received`; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        except ValueError:  # not the main thread: the caller keeps its own handling
+            self._before.clear()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._before[number])
