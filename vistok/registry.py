@@ -40,7 +40,8 @@ class System:
     """What a system's file says about itself in code.
 
     `model` is the class, `config` its config dataclass, `variants` the config of every named size. `keys` maps the
-    authors' state dict to ours (`vistok.checkpoints.KeyTable`), None for systems that were never published elsewhere.
+    authors' state dict to ours (a `vistok.keys.KeyTable`, or a function config -> KeyTable), None for systems that were
+    never published elsewhere.
     """
 
     slug: str
@@ -48,7 +49,8 @@ class System:
     config: type
     variants: Mapping[str, Any]
     keys: Any = None
-    recognise: Any = field(default=None, repr=False)  # authors' state dict -> config, for `convert` without a config
+    recognise: Any = field(default=None, repr=False)  # authors' state dict -> config, or None if it is another system's
+    configure: Any = field(default=None, repr=False)  # authors' configuration, a mapping -> config
 
 
 _registered: dict[tuple[str, str], System] = {}

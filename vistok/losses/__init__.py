@@ -1,0 +1,1 @@
+"""Losses on plain tensors: adversarial, perceptual, alignment. They know nothing of tokens."""
