@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from vistok.errors import ConfigError
 from vistok.nn.positions import rotation_1d, rotation_2d, sincos_1d, sincos_2d
 
 

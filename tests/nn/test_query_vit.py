@@ -2,7 +2,7 @@
 
 import torch
 
-from vistok.nn.query_vit import GridDecoder, QueryEncoder
+from vistok.nn.query_vit import GridDecoder, QueryEncoder, ViTSize
 
 
 def draw(*shape, seed=0):
@@ -17,7 +17,7 @@ def plainly(blocks, x):
 
 def test_encoder_reads_the_query_positions():
     torch.manual_seed(0)
-    encoder, pixels = QueryEncoder((2, 3), 4, 5, 16, 2, 2), draw(2, 3, 8, 12)
+    encoder, pixels = QueryEncoder((2, 3), 4, 5, ViTSize(16, 2, 2)), draw(2, 3, 8, 12)
     patches = encoder.patches(pixels)
     first = encoder.class_token.expand(2, 1, -1)
     grid = torch.cat([first, patches], 1) + encoder.positions
@@ -28,7 +28,7 @@ def test_encoder_reads_the_query_positions():
 
 def test_decoder_reads_the_grid_positions_for_any_number_of_latents():
     torch.manual_seed(0)
-    decoder, text = GridDecoder((2, 3), 5, 4, 16, 2, 2, text=(7, 6)), draw(2, 7, 6)
+    decoder, text = GridDecoder((2, 3), 5, 4, ViTSize(16, 2, 2), text=(7, 6)), draw(2, 7, 6)
     for count in (1, 3, 5):
         latents = draw(2, count, 4, seed=count)
         grid = torch.cat([decoder.class_token, decoder.mask_token.expand(6, -1)]) + decoder.positions
@@ -41,14 +41,15 @@ def test_decoder_reads_the_grid_positions_for_any_number_of_latents():
 
 def test_bfloat16_stays_bfloat16():
     torch.manual_seed(0)
-    encoder, decoder = QueryEncoder((2, 2), 4, 3, 16, 1, 2).bfloat16(), GridDecoder((2, 2), 3, 4, 16, 1, 2).bfloat16()
+    size = ViTSize(16, 1, 2)
+    encoder, decoder = QueryEncoder((2, 2), 4, 3, size).bfloat16(), GridDecoder((2, 2), 3, 4, size).bfloat16()
     assert encoder(torch.rand(1, 3, 8, 8).bfloat16()).dtype == torch.bfloat16
     assert decoder(torch.rand(1, 3, 4).bfloat16()).dtype == torch.bfloat16
 
 
 def test_initialisation_follows_the_authors_rule():
     torch.manual_seed(0)
-    encoder = QueryEncoder((8, 8), 4, 32, 256, 1, 4)
+    encoder = QueryEncoder((8, 8), 4, 32, ViTSize(256, 1, 4))
     assert abs(encoder.blocks[0].mlp.expand.weight.std() - 0.02) < 0.001
     assert not encoder.blocks[0].attention.qkv.bias.any()
     assert abs(encoder.positions.std() * 16 - 1) < 0.05

@@ -7,6 +7,8 @@ Learned absolute positions tie both to one picture size. Only the positions that
 it skips the rest of its work, and the decoder's mask tokens, alike for all items, are normalised once for the batch.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -14,32 +16,37 @@ from vistok.nn.patching import PatchEmbed
 from vistok.nn.transformer import Block
 
 
-class QueryEncoder(nn.Module):
-    """Pictures (B, 3, grid * patch) to the outputs of N learned queries (B, N, width), normalised.
+@dataclass(frozen=True)
+class ViTSize:
+    """Width, number of blocks and of heads of a transformer, and how many times wider its MLPs are inside."""
 
-    grid     (rows, columns) of patches
-    hidden   width of the MLPs, 4 * width unless given
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+    def blocks(self) -> nn.ModuleList:
+        """Fresh blocks of this size."""
+        hidden = int(self.width * self.mlp_ratio)
+        return nn.ModuleList(Block(self.width, self.heads, hidden=hidden) for _ in range(self.layers))
+
+
+class QueryEncoder(nn.Module):
+    """Pictures (B, 3, rows * patch, columns * patch) to the outputs of N learned queries (B, N, width), normalised.
+
+    `grid` is (rows, columns) of patches.
     """
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        patch: int,
-        queries: int,
-        width: int,
-        layers: int,
-        heads: int,
-        hidden: int | None = None,
-    ):
+    def __init__(self, grid: tuple[int, int], patch: int, queries: int, size: ViTSize):
         super().__init__()
-        cells = grid[0] * grid[1]
+        cells, width = grid[0] * grid[1], size.width
         self.patches = PatchEmbed(patch, width)
         self.class_token = _table(1, width)
         self.positions = _table(cells + 1, width)
         self.queries = _table(queries, width)
         self.query_positions = _table(queries, width)
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads, hidden=hidden) for _ in range(layers))
+        self.blocks = size.blocks()
         self.norm_out = nn.LayerNorm(width)
         initialise(self)
 
@@ -63,14 +70,11 @@ class GridDecoder(nn.Module):
         grid: tuple[int, int],
         latents: int,
         dim: int,
-        width: int,
-        layers: int,
-        heads: int,
-        hidden: int | None = None,
+        size: ViTSize,
         text: tuple[int, int] | None = None,
     ):
         super().__init__()
-        self.cells = grid[0] * grid[1]
+        self.cells, width = grid[0] * grid[1], size.width
         self.embed = nn.Linear(dim, width)
         self.class_token = _table(1, width)
         self.mask_token = _table(1, width)
@@ -80,7 +84,7 @@ class GridDecoder(nn.Module):
             self.text = nn.Linear(text[1], width)
             self.text_positions = _table(text[0], width)
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads, hidden=hidden) for _ in range(layers))
+        self.blocks = size.blocks()
         self.norm_out = nn.LayerNorm(width)
         initialise(self)
 
