@@ -18,6 +18,7 @@ from vistok.layout import Canvas, Size, Sizes
 if TYPE_CHECKING:
     from PIL import Image
 
+ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 OnSize = Literal["pad", "refuse", "resize", "tile"]
 
 
@@ -92,12 +93,13 @@ def upright_rgb(image: "Image.Image") -> "Image.Image":
         array = np.asarray(image).astype(np.float64)
         top = 65535.0 if image.mode != "F" else max(float(array.max(initial=1.0)), 1.0)
         image = Image.fromarray(np.clip(np.rint(array * (255.0 / top)), 0, 255).astype(np.uint8))
-    exif_upright = ImageOps.exif_transpose(image)
-    if exif_upright.has_transparency_data:
-        rgba = exif_upright.convert("RGBA")
+    if image.getexif().get(ORIENTATION, 1) != 1:  # asked first, because exif_transpose copies every picture
+        image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return exif_upright if exif_upright.mode == "RGB" else exif_upright.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # -- fitting to legal sizes ------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vistok.data.sources import Item, Source, within
-from vistok.errors import FormatError, InputError, MissingExtraError
+from vistok.errors import FormatError, InputError
+from vistok.extras import import_extra
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_bytes")
 LABELS = ("label", "labels", "class_id", "cls", "class", "fine_label")
@@ -32,9 +33,10 @@ class ParquetSource(Source):
     def __init__(
         self, paths: Sequence[Path], root: Path, max_pixels: int | None = None, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        pyarrow = import_extra("pyarrow.parquet")
+        pyarrow = import_extra("pyarrow.parquet", "data")
         self.name = paths[0].stem if len(paths) == 1 else root.name
         self._paths, self._root, self._max_pixels, self._cache_bytes = list(paths), root, max_pixels, cache_bytes
+        self._shards = [within(path, root) for path in self._paths]
         self._groups: list[tuple[int, int, int, int]] = []  # first item, rows, file, row group
         self._firsts: list[int] = []  # first item of each file
         total, schema = 0, None
@@ -78,7 +80,7 @@ class ParquetSource(Source):
         row = index - first
         label, caption = self._label, self._caption
         item = Item(
-            f"{within(self._paths[number], self._root)}/{index - self._firsts[number]:06d}",
+            f"{self._shards[number]}/{index - self._firsts[number]:06d}",
             lambda: self._picture(number, group, row),
             max_pixels=self._max_pixels,
         )
@@ -124,7 +126,7 @@ class DatasetsSource(Source):
     kind = "datasets"
 
     def __init__(self, dataset: Any, name: str, split: str, max_pixels: int | None = None) -> None:
-        datasets = import_extra("datasets")
+        datasets = import_extra("datasets", "data")
         features = dataset.features
         images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
         if not images:
@@ -147,7 +149,7 @@ class DatasetsSource(Source):
     @classmethod
     def load(cls, text: str, max_pixels: int | None = None) -> "DatasetsSource":
         """Open `name[:config][:split]` from the Hub or the local cache; the split is `train` unless given."""
-        datasets = import_extra("datasets")
+        datasets = import_extra("datasets", "data")
         name, *rest = text.split(":")
         split = rest[-1] if rest else "train"
         try:
@@ -162,7 +164,7 @@ class DatasetsSource(Source):
     @classmethod
     def load_from_disk(cls, root: Path, max_pixels: int | None = None) -> "DatasetsSource":
         """Open what `Dataset.save_to_disk` wrote; of several splits, `train`."""
-        datasets = import_extra("datasets")
+        datasets = import_extra("datasets", "data")
         try:
             dataset = datasets.load_from_disk(str(root))
         except Exception as error:
@@ -191,17 +193,6 @@ class DatasetsSource(Source):
         for index in range(0, len(self), max(len(self) // 64, 1)):  # a sample: the library's own fingerprint of the
             picture = self._data[index][self._image] or {}  # whole changes with its version
             yield f"{index} {len(picture.get('bytes') or b'')} {Path(picture.get('path') or '').name}"
-
-
-def import_extra(module: str, extra: str = "data") -> Any:
-    """Import a package of an extra. Raises MissingExtraError that names the extra."""
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise MissingExtraError(f"this needs {package}: pip install 'vistok[{extra}]'") from error
 
 
 def _roles(schema: Any, path: Path) -> tuple[str, str | None, str | None]:
