@@ -1,18 +1,21 @@
 """Checkpoints in and out: a folder with `model.safetensors` and `config.json` is a model, here and on the Hub.
 
-config.json: {"vistok": 1, "system": ..., "role": ..., "name": ..., "fingerprint": ..., "config": {...}}
+config.json: {"vistok": 1, "system": ..., "role": ..., "name": ..., "fingerprint": ..., "checksum": ...,
+ "config": {...}}
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vistok import catalogue
+from vistok import catalogue, tensorfile
 from vistok.catalogue import Variant
 from vistok.config import from_plain, to_plain
 from vistok.errors import FormatError, MismatchError, UnknownNameError, VistokError
 from vistok.files import write_atomically
-from vistok.model import Model, hash_state
+from vistok.keys import few
+from vistok.model import Model, hash_state, without_initial_values
 from vistok.registry import find_system, system_of
 
 WEIGHTS = "model.safetensors"
@@ -26,34 +29,57 @@ SHIPPED = Path(__file__).parent / "weights"
 
 def save_folder(model: Model, folder: Path) -> None:
     """Write a model folder. The weights go first and the config last, so that a folder with a config is whole."""
-    from safetensors.torch import save
+    write_folder(folder, model.state_dict(), type(model), model.config, model.name)
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+def write_folder(folder: Path, state: dict[str, Any], model: type[Model], config: Any, name: str) -> None:
+    """Write a model folder from a state dict of our own names, without building the model."""
+    checksum = ""
+
+    def write(path: Path) -> None:
+        nonlocal checksum
+        checksum = tensorfile.write(path, state)
+
+    (folder / CONFIG).unlink(missing_ok=True)  # an older one must not stand beside the new weights
+    write_atomically(folder / WEIGHTS, write)
     plain = {
         "vistok": FOLDER_VERSION,
         "system": model.system,
         "role": model.role,
-        "name": model.name,
+        "name": name,
         "fingerprint": hash_state(state),
-        "config": to_plain(model.config),
+        "checksum": checksum,
+        "config": to_plain(config),
     }
-    write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG, (json.dumps(plain, indent=2) + "\n").encode())
 
 
 def load_folder(folder: Path) -> Model:
     """Read a model folder. Raises FormatError for damage, MismatchError when weights and config do not match."""
     plain = _read_config(folder / CONFIG)
-    model = build(plain, folder / CONFIG)
-    state = read_safetensors(folder / WEIGHTS)
-    fingerprint = hash_state(state)
-    if plain.get("fingerprint", fingerprint) != fingerprint:
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; a model folder holds {WEIGHTS} and {CONFIG}")
+    shapes = {entry.name: entry.shape for entry in tensorfile.entries(path)}
+    with without_initial_values():
+        model = build(plain, folder / CONFIG)
+    ours = model.state_dict()
+    check_shapes(shapes, shapes_of(ours), str(path), type(model).__name__)
+    if "checksum" in plain:
+        known, found = plain["checksum"], tensorfile.read_into(path, ours)
+        fingerprint = plain.get("fingerprint")
+    else:  # written by another program: the fingerprint itself is checked, or made
+        state = tensorfile.read(path)[0]
+        fingerprint = found = hash_state(state)
+        known = plain.get("fingerprint", fingerprint)
+        model.load_state_dict(state)
+    if known != found:
         raise FormatError(
-            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes (fingerprint {fingerprint[:8]}, "
-            f"expected {plain['fingerprint'][:8]}): damaged or exchanged; copy the folder again"
+            f"{path} does not hold the weights that {CONFIG} describes ({found[:8]}, expected {str(known)[:8]}): "
+            "damaged or exchanged; copy the folder again"
         )
-    fill(model, state, str(folder / WEIGHTS))
-    model.remember_fingerprint(fingerprint)
+    if fingerprint:
+        model.remember_fingerprint(fingerprint)
     return model
 
 
@@ -66,35 +92,33 @@ def build(plain: dict[str, Any], where: str | Path) -> Model:
 
 def fill(model: Model, state: dict[str, Any], where: str) -> None:
     """Put a state dict of our own names into the model; MismatchError names what is missing, left over or misshapen."""
-    ours = model.state_dict()
-    missing, left_over = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
-    wrong = [key for key in sorted(ours.keys() & state.keys()) if ours[key].shape != state[key].shape]
-    if missing or left_over or wrong:
-        told = []
-        if missing:
-            told.append(f"missing {_few(missing)}")
-        if left_over:
-            told.append(f"left over {_few(left_over)}")
-        if wrong:
-            told.append(
-                "of another shape "
-                + _few([f"{key} {tuple(state[key].shape)} for {tuple(ours[key].shape)}" for key in wrong])
-            )
-        raise MismatchError(f"{where} is not a checkpoint of this {type(model).__name__}: {'; '.join(told)}")
+    shapes, ours = (
+        {name: tuple(tensor.shape) for name, tensor in part.items()} for part in (state, model.state_dict())
+    )
+    check_shapes(shapes, ours, where, type(model).__name__)
     model.load_state_dict(state)
 
 
-def read_safetensors(path: Path) -> dict[str, Any]:
-    """All tensors of a safetensors file. Raises FormatError if it is missing, cut short or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
-    if not path.exists():
-        raise FormatError(f"{path} does not exist; a model folder holds {WEIGHTS} and {CONFIG}")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise FormatError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+def check_shapes(
+    found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], where: str, what: str = "model"
+) -> None:
+    """Raise MismatchError that names what is missing, left over or of another shape in `found`, unless nothing is."""
+    missing, left_over = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    wrong = [key for key in sorted(wanted.keys() & found.keys()) if wanted[key] != found[key]]
+    told = []
+    if missing:
+        told.append(f"missing {few(missing)}")
+    if left_over:
+        told.append(f"left over {few(left_over)}")
+    if wrong:
+        told.append("of another shape " + few([f"{key} {found[key]} for {wanted[key]}" for key in wrong]))
+    if told:
+        raise MismatchError(f"{where} is not a checkpoint of this {what}: {'; '.join(told)}")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -111,10 +135,6 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} is of version {plain['vistok']}, this vistok reads up to {FOLDER_VERSION}: upgrade vistok"
         )
     return plain
-
-
-def _few(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 # -- names -----------------------------------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ are the Hub mixin's, `vistok.load(folder)` reads the same.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=["visual-tokenizer"]):
@@ -88,3 +90,22 @@ def hash_state(state: dict[str, Tensor]) -> str:
         digest.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()[:32]
+
+
+class without_initial_values(TorchFunctionMode):
+    """Build modules without the work of drawing weights that are about to be replaced: their memory stays untouched.
+
+    Inside, in-place operations on parameters do nothing. Buffers get their values as usual.
+    """
+
+    def __torch_function__(self, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
+        if isinstance(target, nn.Parameter) and _changes_in_place(function):
+            return target
+        return function(*args, **kwargs)
+
+
+def _changes_in_place(function: Callable) -> bool:
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"

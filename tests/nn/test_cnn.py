@@ -36,6 +36,21 @@ def test_inference_changes_neither_input_nor_weights():
     assert all(torch.equal(value, before[1][name]) for name, value in decoder.state_dict().items())
 
 
+def test_inference_settles_weights_once_and_leaves_them_trainable():
+    encoder = CNNEncoder(CNNConfig(**SMALL))
+    versions = [parameter._version for parameter in encoder.parameters()]
+    with torch.inference_mode():
+        encoder(torch.rand(1, 3, 8, 8))
+    assert encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    places = [parameter.data_ptr() for parameter in encoder.parameters()]
+    with torch.no_grad():
+        encoder(torch.rand(1, 3, 8, 8))
+    assert places == [parameter.data_ptr() for parameter in encoder.parameters()]
+    assert versions == [parameter._version for parameter in encoder.parameters()]
+    encoder(torch.rand(1, 3, 8, 8)).sum().backward()
+    assert encoder.conv_in.weight.grad is not None
+
+
 def test_upsample_in_four_phases_is_nearest_then_convolution():
     torch.manual_seed(2)
     upsample = Upsample(32).double()

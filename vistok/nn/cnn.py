@@ -89,7 +89,6 @@ class CNNEncoder(nn.Module):
         self.norm_out = NormSiLU(widths[-1])
         out = config.latent_dim * (2 if config.double_latent else 1)
         self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1) if taming else nn.Conv2d(widths[-1], out, 1)
-        _keep_channels_last(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H/f, W/f)."""
@@ -97,6 +96,7 @@ class CNNEncoder(nn.Module):
             raise InputError(
                 f"this CNN takes sides that are multiples of {self.config.factor}, got {tuple(pixels.shape[-2:])}"
             )
+        _settle(self)
         x = self.conv_in(pixels.contiguous(memory_format=torch.channels_last))
         for level in self.levels:
             x = level(x)
@@ -124,7 +124,6 @@ class CNNDecoder(nn.Module):
         )
         self.norm_out = NormSiLU(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.channels, 3, padding=1)
-        _keep_channels_last(self)
 
     @property
     def last_layer(self) -> Tensor:
@@ -133,6 +132,7 @@ class CNNDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, h f, w f)."""
+        _settle(self)
         x = self.middle(self.conv_in(latent.contiguous(memory_format=torch.channels_last)))
         for level in self.levels:
             x = level(x)
@@ -258,10 +258,14 @@ class Upsample(nn.Module):
         return torch.cat(phases).to(self.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _keep_channels_last(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+def _settle(module: nn.Module) -> None:
+    """Lay weights out as inference reads them, once: each convolution would otherwise reorder them in every call."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    with torch.inference_mode(False):
+        for parameter in module.parameters():
+            if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=torch.channels_last):
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _shrink(config: CNNConfig, level: int) -> nn.Module | None:

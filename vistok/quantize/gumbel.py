@@ -2,8 +2,8 @@
 
     z (B, N, D) -> linear -> logits (B, N, K) -> one-hot draw -> codes (B, N) -> rows of the codebook (B, N, D)
 
-In training the draw adds Gumbel noise and the gradient goes through the softmax at `temperature`. In evaluation the code
-is the most likely one; the VQGAN authors' code draws there too, so its codes differ from call to call.
+In training the draw adds Gumbel noise and the gradient goes through the softmax at `temperature`. In evaluation it is
+the most likely code; the VQGAN authors' code draws there too, so its codes differ from call to call.
 """
 
 import torch

@@ -400,7 +400,7 @@ def configure(plain: Mapping[str, Any]) -> VQGANConfig:
             entropy=params.get("entropy_loss_ratio", 0.0) if params.get("codebook_l2_norm", True) else 0.0,
         )
     raise ConfigError(
-        "this is no VQGAN config: expected taming's 'ddconfig', MaskGIT's 'channel_mult' or LlamaGen's 'encoder_ch_mult'"
+        "no VQGAN config: expected taming's 'ddconfig', MaskGIT's 'channel_mult' or LlamaGen's 'encoder_ch_mult'"
     )
 
 
