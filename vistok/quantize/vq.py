@@ -115,7 +115,11 @@ class VectorQuantizer(Quantizer):
         return self._unit(rows) if self.metric == "cosine" and self.learning != "ema" else rows
 
     def quantize(self, z: Tensor) -> tuple[Quantized, Tensor]:
-        """`forward` without any update of statistics, and the latents (M, D) as they were compared, for `learn`."""
+        """`forward` without any update of statistics, and the latents (M, D) for `learn`.
+
+        They are given as they were compared, but with "cvq" as they came: its rows move to latents of any length.
+        """
+        given = z
         z = self._unit(z) if self.metric == "cosine" else z
         rows = z.flatten(0, 1)
         changes = self.training and self.learning != "ema" and (self.learning == "cvq" or self.restart_below > 0)
@@ -131,7 +135,8 @@ class VectorQuantizer(Quantizer):
             parts = table_entropies(rows, table, self.entropy)
             losses["entropy"], stats = self.entropy.combine(*parts), self.entropy.stats(*parts)
         vectors = estimate(z, q, self.estimator)
-        return Quantized(vectors, codes.view(z.shape[:2]), losses, stats), rows.detach()
+        seen = given.flatten(0, 1) if self.learning == "cvq" else rows
+        return Quantized(vectors, codes.view(z.shape[:2]), losses, stats), seen.detach()
 
     @torch.no_grad()
     def learn(self, rows: Tensor, codes: Tensor) -> None:
@@ -185,7 +190,8 @@ class VectorQuantizer(Quantizer):
     def _anchors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if len(rows) == 0:  # another process has latents
             return torch.zeros_like(self.codebook), self.codebook.new_full((len(self.codebook),), -torch.inf)
-        found, scores = nearest_with_score(self.table().detach(), rows, "dot" if self.metric == "cosine" else "l2")
+        compared = self._unit(rows) if self.metric == "cosine" else rows
+        found, scores = nearest_with_score(self.table().detach(), compared, "dot" if self.metric == "cosine" else "l2")
         return rows[found], scores
 
     def _unit(self, x: Tensor) -> Tensor:
