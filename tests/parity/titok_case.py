@@ -87,7 +87,7 @@ def check_decoding(model: TiTok, io: State, text: Tensor | None = None) -> None:
     if "quantized" in io:
         vectors = as_sequence(io["quantized"])
         if "decoder_logits" in io:
-            check_logits(model, vectors, io["decoder_logits"])
+            check_logits(model, vectors, io["decoder_logits"], text=text)
         if "reconstruction" in io:
             assert_close(model.reconstruct(vectors, text), io["reconstruction"], name="reconstruction")
             conditions = {} if text is None else {"text": text}
@@ -98,22 +98,24 @@ def check_decoding(model: TiTok, io: State, text: Tensor | None = None) -> None:
             assert_close(model.reconstruct(as_sequence(io[source]), text), io[name], name=name)
 
 
-def check_logits(model: TiTok, vectors: Tensor, expected: Tensor, name: str = "decoder_logits") -> None:
+def check_logits(
+    model: TiTok, vectors: Tensor, expected: Tensor, name: str = "decoder_logits", text: Tensor | None = None
+) -> None:
     assert isinstance(model.decoder, ProxyDecoder)
-    logits = model.decoder.logits(vectors).transpose(1, 2).unflatten(2, model.decoder.grid)
+    logits = model.decoder.logits(vectors, text).transpose(1, 2).unflatten(2, model.decoder.grid)
     assert_close(logits, expected, name=name)
 
 
 def check_proxy_loss(model: TiTok, io: State) -> None:
     """The first stage's loss, by the model's own `loss` where nothing random shortens the sequence."""
     assert isinstance(model.decoder, ProxyDecoder)
-    logits = model.decoder.logits(as_sequence(io["quantized"]))
+    logits = model.decoder.logits(as_sequence(io["quantized"]), io.get("text_guidance"))
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), io["proxy_codes"].flatten())
     assert_close(cross_entropy, io["stage1_reconstruction_loss"], name="stage1_reconstruction_loss")
     first = type(model)(replace(model.config, pixel_decoder=None))
     first.load_state_dict({key: value for key, value in model.state_dict().items() if key in first.state_dict()})
     if model.prefix_rule == "none":
-        batch = {"pixels": io["image"], "proxy_codes": io["proxy_codes"]}
+        batch = {"pixels": io["image"], "proxy_codes": io["proxy_codes"], "text": io.get("text_guidance")}
         terms = first.eval().loss(batch, 0, torch.Generator().manual_seed(0))
         assert_close(terms["proxy"], io["stage1_reconstruction_loss"], name="proxy")
         assert_close(sum(terms.values()), io["stage1_total_loss"], name="stage1_total_loss")
