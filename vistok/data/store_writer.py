@@ -327,6 +327,11 @@ def refuse_other(known: Manifest, wanted: Manifest, path: Path) -> None:
             refuse(f"option {key}", known.options.get(key), wanted.options.get(key))
 
 
+def holds_store(path: Path) -> bool:
+    """Whether there is a store in this folder, whole or begun."""
+    return (Path(path) / MANIFEST).exists()
+
+
 def remove_store(path: Path) -> None:
     """Delete a store's files, and nothing else in its folder. Raises MismatchError where there is no store."""
     Manifest.read(path)

@@ -6,6 +6,7 @@ Rows are always decoded in the same groups, so that an interrupted run writes th
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -100,10 +101,18 @@ def file_names(ids: list[str], suffix: str) -> list[str]:
         if path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]:
             raise InputError(f"the store's id {name!r} is no file name within a folder")
         stems.append(str(path.with_suffix("")) if is_image_name(path.name) else str(path))
-    count: dict[str, int] = {}
-    for stem in stems:
-        count[stem.lower()] = count.get(stem.lower(), 0) + 1  # some file systems ignore case
-    return [(stem if count[stem.lower()] == 1 else name) + suffix for stem, name in zip(stems, ids, strict=True)]
+    files = [stem if count == 1 else name for stem, name, count in zip(stems, ids, _times(stems), strict=True)]
+    if max(_times(files), default=1) > 1:
+        files = ids
+    if (most := max(_times(files), default=1)) > 1:
+        raise InputError(f"{most} ids differ in nothing but upper and lower case: {files[_times(files).index(most)]!r}")
+    return [file + suffix for file in files]
+
+
+def _times(names: list[str]) -> list[int]:
+    """How often each name occurs; many file systems ignore case, so this does."""
+    count = Counter(name.lower() for name in names)
+    return [count[name.lower()] for name in names]
 
 
 def _decoded(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class EncodeOptions:
             raise InputError(f"batch_size={self.batch_size}; expected at least 1")
         if self.shard_items < 1:
             raise InputError(f"shard_items={self.shard_items}; expected at least 1")
+        if self.on_size not in get_args(OnSize):
+            raise InputError(f"on_size={self.on_size!r}; expected {' or '.join(get_args(OnSize))}")
         if self.crop is not None and self.crop < 1:
             raise InputError(f"crop={self.crop}; expected at least 1 pixel")
 
@@ -232,7 +234,7 @@ class BatchEncoder:
         """(1, C, H, W) uint8."""
         image = item.image
         if self.options.crop:
-            return _from_array(center_crop(image, self.options.crop), self._channels)
+            return _from_array(center_crop(image, self.options.crop).copy(), self._channels)
         return _from_array(np.array(image), self._channels)
 
     def _batch(self, batch: int, decoded: Iterable[Decoded]) -> "Encoded":
