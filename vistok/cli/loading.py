@@ -1,0 +1,52 @@
+"""What `-m` and IMAGE arguments mean, the same in every command."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vistok.errors import InputError
+
+if TYPE_CHECKING:
+    from vistok.tokenizer import Tokenizer
+
+
+def load_tokenizer(name: str | None) -> "Tokenizer":
+    """The tokenizer behind `-m` (the one that ships if None), on the GPU where there is one.
+
+    Raises InputError for a model of another role, and whatever `vistok.load` raises.
+    """
+    import torch
+
+    import vistok
+    from vistok.tokenizer import Tokenizer
+
+    model = vistok.load(name)
+    if not isinstance(model, Tokenizer):
+        raise InputError(f"{model.name} is a {model.role}; this command takes a tokenizer")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Files behind paths, folders (all pictures below, sorted) and wildcards; a path that is not there stays as it is.
+
+    Raises InputError for a folder without pictures or a wildcard that matches nothing.
+    """
+    from vistok.data.sources import FolderSource, open_source
+
+    found: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            source = open_source(path)
+            if not isinstance(source, FolderSource):
+                raise InputError(f"{argument} holds {source.kind} files; `vistok encode` reads these")
+            found += [str(path / item.id) for item in source]
+        elif not path.exists() and any(letter in argument for letter in "*?["):
+            matches = sorted(match for match in glob.glob(argument, recursive=True) if Path(match).is_file())
+            if not matches:
+                raise InputError(f"nothing matches {argument}")
+            found += matches
+        else:
+            found.append(argument)
+    return list(dict.fromkeys(found))
