@@ -80,6 +80,19 @@ def test_half_precision_latents_are_compared_in_float32(name: str) -> None:
 
 
 @every
+def test_weights_in_half_precision(name: str) -> None:
+    quantizer = build(name).bfloat16().eval()
+    z = latent(quantizer).bfloat16()
+    out = quantizer(z)
+    decoded = quantizer.decode(out.codes)
+    stored = [tensor.dtype for tensor in quantizer.state_dict().values() if tensor.is_floating_point()]
+    assert out.vectors.dtype == torch.bfloat16
+    assert decoded.dtype == (stored[0] if stored else torch.float32)
+    assert torch.equal(quantizer.encode(z), out.codes)
+    assert (decoded.float() - out.vectors.float()).abs().max() <= 0.05
+
+
+@every
 def test_evaluation_and_encoding_leave_the_state_alone(name: str) -> None:
     quantizer = build(name).eval()
     before = {key: value.clone() for key, value in quantizer.state_dict().items()}

@@ -135,6 +135,17 @@ def test_cvq_moves_unused_rows_to_their_nearest_latent() -> None:
     sum(out.losses.values()).backward()  # the rows were overwritten after the forward pass
 
 
+def test_cvq_with_unit_vectors_compares_directions_and_moves_to_the_latents_themselves() -> None:
+    quantizer = VectorQuantizer(2, 2, learning="cvq", metric="cosine")
+    quantizer.codebook.data.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    out = quantizer(torch.tensor([[[5.0, 0.5], [0.5, 3.0]]]))
+    assert out.codes.tolist() == [[0, 0]]
+    move = torch.exp(torch.tensor([-0.01 * 2 * 10 / 0.01 - 1e-3, -1e-3]))[:, None]
+    old = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    anchors = torch.tensor([[5.0, 0.5], [5.0, 0.5]])  # the direction (5, 0.5) is the nearer one for both
+    torch.testing.assert_close(quantizer.codebook.data, old * (1 - move) + anchors * move)
+
+
 def test_bfloat16_latents_do_not_flip_codes_of_the_codebook() -> None:
     quantizer = spread(VectorQuantizer(8, 64))
     codes = torch.arange(64)[None]

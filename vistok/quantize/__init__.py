@@ -12,9 +12,9 @@ from vistok.quantize.gaussian import GaussianQuantizer
 from vistok.quantize.ibq import IBQ
 from vistok.quantize.lfq import LFQ
 from vistok.quantize.multiscale import MultiScaleVectorQuantizer
-from vistok.quantize.nearest import nearest
 from vistok.quantize.residual import ResidualFSQ, ResidualQuantizer, ResidualVQ
 from vistok.quantize.rotation import rotate, straight_through
+from vistok.quantize.search import nearest
 from vistok.quantize.simvq import SimVQ
 from vistok.quantize.vq import VectorQuantizer
 

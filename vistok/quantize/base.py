@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from vistok.errors import ConfigError, InputError, nearest
 from vistok.quantize.usage import CodeUsage
@@ -74,11 +75,12 @@ class Quantizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Vectors (B, N, D) of `codes` (B, N) or (B, N, C), exactly those that `forward` gave.
 
-        Gradients reach a learned codebook. Raises InputError for a wrong shape, dtype or a code outside its codebook.
+        They have the dtype of the quantizer's weights, float32 where it has none. Gradients reach a learned codebook.
+        Raises InputError for a wrong shape, dtype or a code outside its codebook.
         """
         self._check_codes(codes)
         with _full_precision(codes):
-            return self._decode(codes)
+            return self._decode(codes).to(self._stored_dtype())
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, codebooks={_short(self.codebooks)}"
@@ -109,12 +111,25 @@ class Quantizer(nn.Module):
     def _dtype_out(self, z: Tensor) -> torch.dtype:
         return torch.float32 if torch.is_autocast_enabled(z.device.type) and z.dtype != torch.float64 else z.dtype
 
+    def _stored_dtype(self) -> torch.dtype:
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+        return torch.float32
+
     def _check_codes(self, codes: Tensor) -> None:
         several = len(self.codebooks) > 1
         wanted = f"(B, N, {len(self.codebooks)})" if several else "(B, N)"
         if codes.ndim != 2 + several or (several and codes.shape[-1] != len(self.codebooks)):
             raise InputError(f"{type(self).__name__} takes codes of shape {wanted}, got {tuple(codes.shape)}")
         check_range(codes, self.codebooks, lowest=-1 if self.allows_absent else 0)
+
+
+class Projection(nn.Linear):
+    """A linear map in the precision of its input, whatever dtype its weights are stored in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 def check_range(codes: Tensor, codebooks: Sequence[int], lowest: int = 0) -> None:

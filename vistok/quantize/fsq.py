@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError
-from vistok.quantize.base import Quantized, Quantizer, one_of, positive
-from vistok.quantize.nearest import check_finite
+from vistok.quantize.base import Projection, Quantized, Quantizer, one_of, positive
 from vistok.quantize.rotation import floor_through, round_through
+from vistok.quantize.search import check_finite
 
 _MARGIN = 1e-3  # widens the bound so that the outermost levels can be reached
 
@@ -55,8 +55,8 @@ class FSQ(Quantizer):
         self.symmetric = bool(symmetric)
         self.bound = one_of("bound", bound, ("tanh", "clamp"))
         projects = self.dim != width
-        self.project_in = nn.Linear(self.dim, width) if projects else nn.Identity()
-        self.project_out = nn.Linear(width, self.dim) if projects else nn.Identity()
+        self.project_in = Projection(self.dim, width) if projects else nn.Identity()
+        self.project_out = Projection(width, self.dim) if projects else nn.Identity()
         strides = [prod(levels[:index]) for index in range(len(levels))]
         self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 
 from vistok.quantize.base import Quantized, Quantizer, mean_square, positive, within
 from vistok.quantize.entropy import EntropyTerm, table_entropies
-from vistok.quantize.nearest import nearest
+from vistok.quantize.search import nearest
 
 _CHUNK = 1 << 21  # entries of p held at a time
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError
-from vistok.quantize.base import Quantized, Quantizer, mean_square, one_of, positive, within
+from vistok.quantize.base import Projection, Quantized, Quantizer, mean_square, one_of, positive, within
 from vistok.quantize.entropy import EntropyTerm, bit_entropies
-from vistok.quantize.nearest import check_finite
 from vistok.quantize.rotation import straight_through
+from vistok.quantize.search import check_finite
 
 
 class LFQ(Quantizer):
@@ -61,8 +61,8 @@ class LFQ(Quantizer):
         self.entropy = entropy
         self.entropy_over = one_of("entropy_over", entropy_over, ("codebook", "joint", "bit"))
         projects = self.dim != width
-        self.project_in = nn.Linear(self.dim, width) if projects else nn.Identity()
-        self.project_out = nn.Linear(width, self.dim) if projects else nn.Identity()
+        self.project_in = Projection(self.dim, width) if projects else nn.Identity()
+        self.project_out = Projection(width, self.dim) if projects else nn.Identity()
         shifts = [range(group - 1, -1, -1) if bit_order == "msb" else range(group) for group in self_bits]
         self.register_buffer("shifts", torch.tensor([shift for group in shifts for shift in group]), persistent=False)
 
@@ -124,8 +124,7 @@ class LFQ(Quantizer):
         columns = codes.long()[..., None] if len(self.bits) == 1 else codes.long()
         groups = torch.tensor(self.bits, device=codes.device)
         ones = (columns.repeat_interleave(groups, dim=-1) >> self.shifts) & 1
-        weight = self.project_out.weight.dtype if isinstance(self.project_out, nn.Linear) else torch.float32
-        parts = zip(self._split(ones.to(weight)), self.bits, strict=True)
+        parts = zip(self._split(ones.float()), self.bits, strict=True)
         return self.project_out(torch.cat([self._values(part, bits) for part, bits in parts], -1))
 
 

@@ -22,8 +22,8 @@ from torch.nn.functional import conv2d, embedding, interpolate, normalize
 
 from vistok.errors import ConfigError, InputError
 from vistok.quantize.base import Quantized, Quantizer, check_range, mean_square, one_of, positive, within
-from vistok.quantize.nearest import nearest
 from vistok.quantize.rotation import straight_through
+from vistok.quantize.search import nearest
 
 VAR_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 

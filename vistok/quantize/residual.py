@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError, InputError
-from vistok.quantize.base import Quantized, Quantizer, check_range, positive, within
+from vistok.quantize.base import Projection, Quantized, Quantizer, check_range, positive, within
 from vistok.quantize.fsq import FSQ
 from vistok.quantize.vq import VectorQuantizer
 from vistok.quantize.vq import authors_state as vq_authors_state
@@ -230,8 +230,6 @@ class ResidualFSQ(ResidualQuantizer):
     No losses. Raises ConfigError for illegal options, InputError for NaN on a CPU.
     """
 
-    scales: Tensor
-
     def __init__(
         self,
         levels: Sequence[int],
@@ -248,35 +246,39 @@ class ResidualFSQ(ResidualQuantizer):
         width = len(levels)
         self.dim = width if dim is None else positive("dim", dim)
         projects = self.dim != width
-        self.project_in = nn.Linear(self.dim, width) if projects else nn.Identity()
-        self.project_out = nn.Linear(width, self.dim) if projects else nn.Identity()
-        sizes = torch.tensor(list(levels), dtype=torch.float32)
-        self.register_buffer("scales", torch.stack([sizes**-index for index in range(count)]), persistent=False)
+        self.project_in = Projection(self.dim, width) if projects else nn.Identity()
+        self.project_out = Projection(width, self.dim) if projects else nn.Identity()
         self.soft_bound = bound == "clamp"
 
     def _before(self, z: Tensor) -> Tensor:
         z = self.project_in(z)
         if not self.soft_bound:
             return z
-        grid = self.level(0)
-        assert isinstance(grid, FSQ)
-        limit = 1 + 1 / (grid.levels - 1)
+        limit = 1 + 1 / (self._sizes() - 1)
         return torch.tanh(z / limit) * limit
 
     def _after(self, q: Tensor) -> Tensor:
         return self.project_out(q)
 
+    def _sizes(self) -> Tensor:
+        grid = self.level(0)
+        assert isinstance(grid, FSQ)
+        return grid.levels.float()
+
+    def _scale(self, index: int) -> Tensor:
+        return self._sizes() ** -index
+
     def _level(self, index: int, residual: Tensor) -> Quantized:
-        scale = self.scales[index]
+        scale = self._scale(index)
         out = self.level(index)(residual / scale)
         out.vectors = out.vectors * scale
         return out
 
     def _level_encode(self, index: int, residual: Tensor) -> Tensor:
-        return self.level(index).encode(residual / self.scales[index])
+        return self.level(index).encode(residual / self._scale(index))
 
     def _level_decode(self, index: int, codes: Tensor) -> Tensor:
-        return self.level(index).decode(codes) * self.scales[index]
+        return self.level(index).decode(codes) * self._scale(index)
 
 
 def authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from vistok.quantize.base import Quantized, Quantizer, mean_square, one_of, positive, within
-from vistok.quantize.nearest import nearest
 from vistok.quantize.rotation import Estimator, estimate
+from vistok.quantize.search import nearest
 
 
 class SimVQ(Quantizer):
@@ -48,8 +48,8 @@ class SimVQ(Quantizer):
 
     def table(self) -> Tensor:
         """The vectors (K, D) that codes stand for."""
-        weight = self.transform.weight
-        return self.frozen.to(weight.dtype) @ weight.T
+        dtype = torch.float64 if self.frozen.dtype == torch.float64 else torch.float32
+        return self.frozen.to(dtype) @ self.transform.weight.to(dtype).T
 
     def _quantize(self, z: Tensor) -> Quantized:
         table = self.table().to(z.dtype)

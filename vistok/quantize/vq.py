@@ -24,9 +24,9 @@ from torch.nn.functional import embedding, normalize
 
 from vistok.quantize.base import Quantized, Quantizer, mean_square, one_of, positive, within
 from vistok.quantize.entropy import EntropyTerm, table_entropies
-from vistok.quantize.nearest import nearest, nearest_with_score
 from vistok.quantize.processes import draw_rows, pick_best, sum_over_processes
 from vistok.quantize.rotation import Estimator, estimate
+from vistok.quantize.search import nearest, nearest_with_score
 
 
 class VectorQuantizer(Quantizer):

@@ -75,7 +75,7 @@ def check_finite(z: Tensor) -> None:
 def _table(codebook: Tensor, metric: Metric) -> tuple[Tensor, int]:
     """(D + 1, K padded to whole groups) with the bias as its last row, and the width of a block of columns."""
     size, dim = codebook.shape
-    block = _width(size, codebook.device)
+    block = 4096 if codebook.device.type == "cpu" else 1 << 15
     padded = -(-size // GROUP) * GROUP
     table = codebook.new_zeros(dim + 1, padded)
     table[:dim, :size] = codebook.T
@@ -85,13 +85,9 @@ def _table(codebook: Tensor, metric: Metric) -> tuple[Tensor, int]:
     return table, min(block, padded)
 
 
-def _width(size: int, device: torch.device) -> int:
-    return 4096 if device.type == "cpu" else 1 << 15
-
-
 def _rows(z: Tensor, block: int) -> int:
-    """Rows whose block of scores fits the cache of a CPU core, or 256 MiB of an accelerator's memory."""
-    budget = (1 << 20) if z.device.type == "cpu" else (1 << 26)
+    """Rows whose block of scores takes 8 MiB, about the cache of a CPU, or 256 MiB of an accelerator's memory."""
+    budget = (1 << 21) if z.device.type == "cpu" else (1 << 26)
     return min(max(budget // block, 64), len(z))
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vistok.errors import InputError
-from vistok.quantize.nearest import nearest, nearest_with_score
+from vistok.quantize.search import nearest, nearest_with_score
 
 
 def brute(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
