@@ -38,7 +38,7 @@ class PixelLoader:
 
     crop: "random" takes a square window at a random place, "center" the middle. The window's side is the picture's
     shorter side, or for random crops a part of it: `scale` = (low, high) bounds the window's area as a share of that
-    square. flip: mirror half of the pictures. The window is resampled (antialiased bicubic) to `size`.
+    square. flip: mirror half of the pictures. turn: turn each by a random number of quarter turns. The window is resampled (antialiased bicubic) to `size`.
     batch_size is the global batch, of which rank `rank` of `world` gets its share; the global batch is the same for
     every `world`. workers: decoding threads, 0 decodes in the caller.
     max_bad: how many different pictures may be unreadable before InputError (default: 1 % or 10); `bad` lists them.
@@ -53,6 +53,7 @@ class PixelLoader:
         seed: int = 0,
         crop: Literal["random", "center"] = "random",
         flip: bool = True,
+        turn: bool = False,
         scale: tuple[float, float] | None = None,
         workers: int | None = None,
         rank: int = 0,
@@ -71,7 +72,7 @@ class PixelLoader:
             raise InputError(f"seed={seed}; expected 0 to 2**31 - 1")
         self.source = open_source(source)
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.crop, self.flip, self.scale = crop, flip, scale
+        self.crop, self.flip, self.turn, self.scale = crop, flip, turn, scale
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         share = batch_size // world
         self._places = range(rank * share, (rank + 1) * share)
@@ -127,7 +128,7 @@ class PixelLoader:
         position = step * self.batch_size + place
         epoch, start = divmod(position, len(self.source))
         order = self._permutation(epoch)
-        draws = np.random.RandomState((self.seed, step, place)).uniform(size=4)
+        draws = np.random.RandomState((self.seed, step, place)).uniform(size=5)
         for offset in range(len(order)):
             item = self.source[int(order[(start + offset) % len(order)])]
             try:
@@ -140,7 +141,7 @@ class PixelLoader:
         return np.random.RandomState(self.seed + epoch).permutation(len(self.source))
 
     def _cut(self, item: Item, draws: np.ndarray) -> np.ndarray:
-        area, across, down, mirror = (float(draw) for draw in draws)
+        area, across, down, mirror, quarter = (float(draw) for draw in draws)
         if self.crop == "center":
             image, share, across, down = item.image, 1.0, 0.5, 0.5
         else:
@@ -148,7 +149,8 @@ class PixelLoader:
             share = math.sqrt(low + (high - low) * area)
             image = item.decoded_to(math.ceil(self.size / share))
         cut = window(image, self.size, share, across, down)
-        return cut[:, ::-1] if self.flip and mirror < 0.5 else cut
+        cut = cut[:, ::-1] if self.flip and mirror < 0.5 else cut
+        return np.rot90(cut, int(quarter * 4)) if self.turn else cut
 
     def _note_bad(self, name: str, error: VistokError) -> None:
         with self._lock:

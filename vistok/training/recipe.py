@@ -61,12 +61,14 @@ class ModelSection(Section):
 class DataSection(Section):
     """What a batch is cut from: square crops of `size` pixels.
 
+    flip: mirror half of them; turn: turn them by quarter turns, for tokenizers that should not mind.
     validation: a path, or how many pictures of the data to hold out (evenly spread, at most a tenth of them).
     """
 
     size: Count
     crop: Literal["random", "center"] = "random"
     flip: bool = True
+    turn: bool = False
     scale: tuple[Share, Annotated[float, Field(gt=0, le=1)]] | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
     validation: Annotated[int, Field(ge=0)] | str = 64

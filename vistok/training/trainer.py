@@ -259,6 +259,7 @@ class Trainer:
             seed=self.settings.seed,
             crop=data.crop,
             flip=data.flip,
+            turn=data.turn,
             scale=data.scale,
             workers=data.workers,
             rank=rank,
