@@ -3,11 +3,13 @@
 The kinds of its generators and of its discriminator are not here: they belong to other systems' files.
 """
 
+from dataclasses import replace
+
 import torch
 
 from tests.parity.cases import Case, assert_close, parametrize
 from tests.parity.titok_case import as_map, as_sequence, check_decoding, check_encoding, check_proxy_loss, load
-from vistok.tokenizers.titok import key_table
+from vistok.tokenizers.titok import configure, key_table
 
 
 @parametrize("titok", kinds=("tokenizer",))
@@ -46,6 +48,18 @@ def test_loss_is_made_of_the_authors_terms(case: Case) -> None:
         assert not terms
     else:
         assert_close(sum(terms.values()), io["quantizer_loss"], name="quantizer_loss")
+
+
+@parametrize("titok", kinds=("tokenizer",))
+def test_config_and_weights_tell_the_same(case: Case) -> None:
+    """What `configure` reads from config.json alone is the model that the weights show."""
+    told = configure(case.config)
+    seen = load(case).config
+    ignored = {"codebook_size": 0} if seen.latent == "kl" else {}
+    ignored |= {} if seen.legacy else {"proxy_codes": 0}
+    if told.text is None:  # the authors leave it out where it is as published
+        ignored["text"] = None
+    assert replace(told, **ignored) == replace(seen, **ignored)
 
 
 @parametrize("titok", kinds=("tokenizer",))

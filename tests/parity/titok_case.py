@@ -8,15 +8,17 @@ from torch import Tensor
 
 from tests.parity.cases import Case, assert_close
 from vistok.keys import State
-from vistok.tokenizers.titok import ProxyDecoder, TiTok, TiTokConfig, ViTSize, configure, key_table, recognise
+from vistok.tokenizers._titok_keys import fields_of_state
+from vistok.tokenizers.titok import ProxyDecoder, TiTok, TiTokConfig, ViTSize, configure, key_table
 
 
 def config_of(case: Case) -> TiTokConfig:
     """Options from the authors' config; sizes, which the fixtures change, from the weights; heads from config.json."""
     plain = case.config
-    named = configure(plain["official_config"])
-    seen = recognise(case.weights)
-    assert seen is not None, "the weights are not recognised as TiTok's"
+    named = configure(plain)
+    fields = fields_of_state(case.weights)
+    assert fields is not None, "the weights are not recognised as TiTok's"
+    seen = TiTokConfig(**fields)
     assert (seen.latent, seen.legacy, seen.clustering, seen.tokens) == (
         named.latent,
         named.legacy,

@@ -7,10 +7,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vistok
+from vistok.checkpoints import convert_file
 from vistok.errors import ConfigError, InputError, MissingExtraError
 from vistok.nn import clip_text
+from vistok.tokenizers._titok_keys import fields_of_state
 from vistok.tokenizers.titok import VARIANTS, TiTok, TiTokConfig, configure, key_table, recognise
 
 TINY = [name for name in VARIANTS if "tiny" in name]
@@ -334,7 +337,8 @@ def test_checkpoints_go_out_and_come_back(name):
     model = make(name)
     table = key_table(model.config)
     theirs = table.to_theirs(model.state_dict())
-    seen = recognise(theirs)
+    assert recognise(theirs) is None  # of no published size, so its heads are unknown
+    seen = TiTokConfig(**fields_of_state(theirs))
     assert (seen.tokens, seen.latent, seen.legacy, seen.text) == (
         model.config.tokens,
         model.config.latent,
@@ -351,7 +355,29 @@ def test_other_systems_are_not_recognised():
     assert recognise({"encoder.conv_in.weight": torch.zeros(1)}) is None
     theirs = key_table(VARIANTS["titok-tiny"]).to_theirs(make("titok-tiny").state_dict())
     del theirs["latent_tokens"]
-    assert recognise(theirs) is None
+    assert fields_of_state(theirs) is None
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_authors_file_becomes_a_model_folder(name, tmp_path):
+    model, pixels = make(name), draw(2, 3, 32, 32)
+    save_file(key_table(model.config).to_theirs(model.state_dict()), tmp_path / "authors.safetensors")
+    model.save(tmp_path / "ours")
+    told = convert_file(
+        tmp_path / "authors.safetensors", "titok", tmp_path / "new", config=tmp_path / "ours" / "config.json"
+    )
+    assert told["variants"] == [name]
+    again = vistok.load(tmp_path / "new")
+    assert again.fingerprint == model.fingerprint
+    assert torch.equal(again.encode(pixels).data, model.encode(pixels).data)
+
+
+def test_counts_of_code_use_are_dropped_where_nothing_clusters():
+    """Training checkpoints of TA-TiTok hold them, the published files do not."""
+    clustering, plain = make("titok-tiny-vq"), make("titok-tiny-vq", clustering=False)
+    theirs = key_table(clustering.config).to_theirs(clustering.state_dict())
+    assert "quantize.embed_prob" in theirs
+    plain.load_state_dict(key_table(plain.config).to_ours(theirs))
 
 
 def test_two_patch_sizes():
@@ -360,5 +386,5 @@ def test_two_patch_sizes():
     pixels = draw(1, 3, 32, 32)
     assert model.decoder.grid == (8, 8)
     assert model.decode(model.encode(pixels)).shape == pixels.shape
-    seen = recognise(key_table(model.config).to_theirs(model.state_dict()))
+    seen = TiTokConfig(**fields_of_state(key_table(model.config).to_theirs(model.state_dict())))
     assert (seen.encoder_patch, seen.decoder_patch, seen.image_size) == (8, 4, 32)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vistok.errors import ConfigError
-from vistok.keys import KeyTable, Rename, Rule, State
+from vistok.keys import Drop, KeyTable, Rename, Rule, State
 from vistok.nn.cnn import CNNConfig
 from vistok.nn.query_vit import ViTSize
 from vistok.tokenizers.vqgan import MASKGIT_F16, cnn_rules
@@ -21,12 +21,14 @@ SIZES = {"small": ViTSize(512, 8, 8), "base": ViTSize(768, 12, 12), "large": ViT
 HEAD = 64  # width of a head in every published size
 
 
-def key_table(legacy: bool, cnn_levels: int) -> KeyTable:
-    """The table for one model: which head it has, and how many levels the CNN of its second stage (0 without one)."""
+def key_table(legacy: bool, clustering: bool, cnn_levels: int) -> KeyTable:
+    """The table for one model: which head it has, whether it still counts the use of its codes, and how many levels the
+    CNN of its second stage has (0 without one).
+    """
     rules: list[Rule] = [
         Rename("latent_tokens", "encoder.trunk.queries"),
         Rename("quantize.embedding.weight", "quantizer.codebook"),
-        Rename("quantize.embed_prob", "quantizer.counts"),
+        Rename("quantize.embed_prob", "quantizer.counts") if clustering else Drop("quantize.embed_prob"),
         *_trunk("encoder"),
         Rename("encoder.patch_embed.weight", "encoder.trunk.patches.project.weight", _flatten_kernel, _square_kernel),
         Rename("encoder.patch_embed.bias", "encoder.trunk.patches.project.bias"),
@@ -95,8 +97,8 @@ def _square_kernel(matrix: Tensor) -> Tensor:
 def fields_of_state(state: State) -> dict[str, Any] | None:
     """Fields of the TiTokConfig that an authors' state dict fits, None if it is no TiTok.
 
-    Heads, and whether codes are of unit length, cannot be seen in shapes: they are taken as in the published models
-    (heads of 64; unit length in two-stage models).
+    Heads, and whether codes are of unit length, cannot be seen in shapes: they are taken as in the published sizes
+    (heads of 64; unit length in two-stage models), and are a guess for others.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     try:
@@ -142,13 +144,13 @@ def _vit_size(side: str, shapes: Mapping[str, tuple[int, ...]]) -> ViTSize:
 def _pixel_decoder(shapes: Mapping[str, tuple[int, ...]]) -> CNNConfig:
     levels = _count("pixel_decoder.up.#.block.0.conv1.weight", shapes)
     widths = [shapes[f"pixel_decoder.up.{level}.block.0.conv2.weight"][0] for level in range(levels)]
-    return CNNConfig(
-        width=gcd(*widths),
-        multipliers=tuple(width // gcd(*widths) for width in widths),
-        blocks=_count("pixel_decoder.up.0.block.#.conv1.weight", shapes),
-        latent_dim=shapes["pixel_decoder.conv_in.weight"][1],
-        style="maskgit",
-    )
+    blocks = _count("pixel_decoder.up.0.block.#.conv1.weight", shapes)
+    return _cnn(widths, blocks, shapes["pixel_decoder.conv_in.weight"][1])
+
+
+def _cnn(widths: list[int], blocks: int, latent_dim: int) -> CNNConfig:
+    width = gcd(*widths)
+    return CNNConfig(width, tuple(each // width for each in widths), blocks, latent_dim, style="maskgit")
 
 
 def _count(pattern: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -162,13 +164,17 @@ def fields_of_config(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the TiTokConfig that an authors' config file (nested mappings) describes.
 
     What it leaves out counts as in their code: quantize_mode "vq", finetune_decoder and is_legacy True, no clustering.
+    Their code knows three sizes of ViT by name; a config with other sizes holds theirs as "official_config" and beside
+    it width, layers, heads and mlp_ratio of both sides, proxy_codebook_size and the CNN's sizes as "pixel_decoder".
     Raises ConfigError for what is missing or unknown.
     """
+    sizes, plain = plain, plain.get("official_config", plain)
     try:
         model, side = plain["model"]["vq_model"], int(plain["dataset"]["preprocessing"]["crop_size"])
         mode = model.get("quantize_mode", "vq")
         if mode not in ("vq", "vae"):
             raise ConfigError(f"quantize_mode {mode!r}; TiTok has 'vq' and 'vae'")
+        cnn = MASKGIT_F16.cnn if model.get("finetune_decoder", True) else None
         fields = {
             "encoder": SIZES[model["vit_enc_model_size"]],
             "decoder": SIZES[model["vit_dec_model_size"]],
@@ -179,11 +185,21 @@ def fields_of_config(plain: Mapping[str, Any]) -> dict[str, Any]:
             "clustering": bool(model.get("clustering_vq", False)),
             "commitment": float(model.get("commitment_cost", 0.25)),
             "legacy": bool(model.get("is_legacy", True)),
-            "pixel_decoder": MASKGIT_F16.cnn if model.get("finetune_decoder", True) else None,
+            "pixel_decoder": cnn,
             "image_size": side,
             "encoder_patch": model["vit_enc_patch_size"],
             "decoder_patch": model["vit_dec_patch_size"],
         }
+        if "width" in sizes:
+            vit = ViTSize(sizes["width"], sizes["layers"], sizes["heads"], float(sizes.get("mlp_ratio", 4)))
+            fields |= {"encoder": vit, "decoder": vit}
+        if cnn is not None and sizes.get("pixel_decoder"):
+            net = sizes["pixel_decoder"]
+            fields["pixel_decoder"] = CNNConfig(
+                net["hidden"], tuple(net["mult"]), net["res"], net["z"], style="maskgit"
+            )
+        if "proxy_codebook_size" in sizes and fields["legacy"]:
+            fields["proxy_codes"] = sizes["proxy_codebook_size"]
     except (KeyError, TypeError) as error:
         raise ConfigError(f"this is not a config of TiTok's authors: {error} is missing or unknown") from error
     if mode == "vq":

@@ -355,13 +355,18 @@ VARIANTS = {
 def key_table(config: TiTokConfig) -> KeyTable:
     """The authors' keys to ours, for a model of this config."""
     levels = len(config.pixel_decoder.multipliers) if config.pixel_decoder else 0
-    return _titok_keys.key_table(config.legacy, levels)
+    return _titok_keys.key_table(config.legacy, config.clustering, levels)
 
 
 def recognise(state: State) -> TiTokConfig | None:
-    """The config that an authors' state dict fits, from its shapes (see `_titok_keys.fields_of_state`), or None."""
+    """The config that an authors' state dict fits, from its shapes; None where it is no TiTok of the named sizes.
+
+    The number of heads cannot be seen, so other sizes need their config.
+    """
     fields = _titok_keys.fields_of_state(state)
-    return TiTokConfig(**fields) if fields else None
+    if fields is None or not {fields["encoder"], fields["decoder"]} <= {SMALL, BASE, LARGE}:
+        return None
+    return TiTokConfig(**fields)
 
 
 def configure(plain: Mapping[str, Any]) -> TiTokConfig:
