@@ -19,6 +19,7 @@ class PupilConfig:
     codebook: int = 16
     dropout: float = 0.1
     noise: float = 0.05
+    pace: float = 0.1  # of the codebook
     broken_at: int = -1  # the step whose loss is not a number
     version: int = 1
 
@@ -28,8 +29,9 @@ class Codebook(nn.Module):
 
     vectors: Tensor
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, pace: float) -> None:
         super().__init__()
+        self.pace = pace
         self.register_buffer("vectors", torch.randn(size, width))
 
     def encode(self, latent: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class Codebook(nn.Module):
         count = torch.zeros(len(self.vectors)).index_add_(0, chosen, torch.ones(len(chosen)))
         total = torch.zeros_like(self.vectors).index_add_(0, chosen, flat)
         used = count > 0
-        self.vectors[used] += 0.1 * (total[used] / count[used, None] - self.vectors[used])
+        self.vectors[used] += self.pace * (total[used] / count[used, None] - self.vectors[used])
 
 
 class Pupil(Tokenizer):
@@ -53,7 +55,7 @@ class Pupil(Tokenizer):
     def __init__(self, config: PupilConfig, name: str | None = None) -> None:
         super().__init__(config, name)
         self.encoder = nn.Sequential(nn.Conv2d(3, config.width, 4, 4), nn.BatchNorm2d(config.width))
-        self.quantizer = Codebook(config.codebook, config.width)
+        self.quantizer = Codebook(config.codebook, config.width, config.pace)
         self.decoder = nn.ConvTranspose2d(config.width, 3, 4, 4)
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
         self.spec = TokenSpec(

@@ -150,6 +150,7 @@ class Trainer:
         stage, recipe = self.stages[index]
         self.stage = index
         self.model.train()
+        self.model.zero_grad(set_to_none=True)  # what is frozen from here on must not count in the gradient's norm
         freeze(self.model, stage, self.trainable)
         optimizer = build_optimizer(self.model.parameters(), recipe.optimizer)
         objective, optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
