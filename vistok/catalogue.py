@@ -44,6 +44,7 @@ class WeightFile:
     sha256: str | None = None
     bytes: int | None = None
     package: str | None = None  # a folder under vistok/weights/
+    url: str | None = None  # the authors' page to get `file` from by hand, where it is not on the Hub
     key: str | None = (
         None  # the entry of the checkpoint's dict that holds the state dict, where it is not the usual one
     )

@@ -29,7 +29,7 @@ def command(
         raise InputError(f"--to {to}; expected 'vistok' or 'authors'")
     refuse_existing(output, overwrite)
     if to == "authors":
-        done = checkpoints.export_file(file, output, overwrite=overwrite)
+        done = checkpoints.export_file(file, output, system or None, overwrite=overwrite)
         told = f"{done['name']} in the authors' names: {done['tensors']} tensors in {done['file']}"
     else:
         if not system:

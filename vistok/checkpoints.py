@@ -1,0 +1,411 @@
+"""Authors' checkpoints: read without running their code, recognised, converted, cached.
+
+    FILE --read--> state dict, unwrapped --recognise--> config --key table--> our state dict --> model folder
+
+Safetensors files are read by `vistok.tensorfile`, all others by `torch.load(weights_only=True)`. A pickle that wants
+to call anything beyond rebuilding tensors is refused, and there is no way around that.
+
+Published weights are downloaded once through the Hugging Face Hub, checked, converted once, and kept as model folders
+in `$VISTOK_CACHE` (default `~/.cache/vistok`).
+"""
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vistok import hub, tensorfile
+from vistok.catalogue import Variant, WeightFile
+from vistok.errors import ConfigError, FormatError, InputError, MismatchError, OutputError, VistokError
+from vistok.files import write_atomically
+from vistok.keys import Drop, Fuse, KeyTable, Rename, Split, few
+from vistok.model import Model
+from vistok.registry import System, find_system, systems
+
+__all__ = ["Converted", "Drop", "Fuse", "KeyTable", "Rename", "Split", "convert", "load_published", "read"]
+
+WRAPPERS = ("ema", "model_ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "module", "params")
+WRAPPED = ("module.", "_orig_mod.")  # put before every key by DistributedDataParallel and torch.compile
+PREFIXES = ("model.", "ema_model.", "tokenizer.")  # an attribute of whoever trained it, unless it belongs to the name
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Inert:
+    """Stands in for objects that training frameworks leave in checkpoints; it holds nothing and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# Names found beside the weights in Lightning's and LlamaGen's files. Their own classes are never looked up.
+_STAND_INS: list[Any] = [
+    (_Inert, name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+    )
+] + [argparse.Namespace]
+
+
+def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The state dict of a checkpoint file: out of its wrappers, without the prefixes that training put on every key.
+
+    `key` names the entry that holds it, where it is not one of the usual ones (with weights and their moving averages
+    both there, the averages are taken). Tensors of a `.pt` file stay mapped from disk until they are used.
+
+    Raises FormatError for damage and for pickles that hold more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FormatError(f"{path} does not exist" if not path.exists() else f"{path} is a folder, not a checkpoint")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        return _without_prefixes(tensorfile.read(path)[0])
+    return _without_prefixes(_unwrap(_load_pickle(path), path, key))
+
+
+def _load_pickle(path: Path) -> Any:
+    zipped = zipfile.is_zipfile(path)
+    try:
+        if zipped:  # torch does not look at the checksums of its own archives
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise FormatError(f"{path} is damaged at {damaged}: its checksum does not match; get the file again")
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)|callable (\S+)|class (\S+)", str(error))
+        if wanted is None:
+            raise FormatError(f"{path} is damaged or not a PyTorch checkpoint: {_reason(error)}") from error
+        raise FormatError(
+            f"{path} is refused: it asks for {next(filter(None, wanted.groups()))}, and a file that holds more than "
+            "tensors could run any code. If you trust it, save its state dict alone, as safetensors, elsewhere"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, AttributeError, IndexError) as error:
+        raise FormatError(f"{path} is damaged or not a PyTorch checkpoint: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch has to say, without its advice to load the file unsafely."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def _unwrap(plain: Any, path: Path, key: str | None) -> dict[str, Tensor]:
+    if key is not None:
+        for part in key.split("."):
+            if not isinstance(plain, Mapping) or part not in plain:
+                raise FormatError(f"{path} has no entry {key!r}; it has {few(_keys(plain), 8)}")
+            plain = plain[part]
+    while isinstance(plain, Mapping) and not _is_state(plain):
+        inner = next((name for name in WRAPPERS if isinstance(plain.get(name), Mapping) and plain[name]), None)
+        if inner is None:
+            raise FormatError(f"{path} holds no state dict; its entries are {few(_keys(plain), 8)}")
+        plain = plain[inner]
+    if not isinstance(plain, Mapping):
+        raise FormatError(f"{path} holds a {type(plain).__name__}, not a state dict")
+    return {str(name): value for name, value in plain.items() if isinstance(value, Tensor)}
+
+
+def _is_state(plain: Mapping) -> bool:
+    return any(isinstance(value, Tensor) for value in plain.values()) and not any(
+        isinstance(plain.get(name), Mapping) for name in WRAPPERS
+    )
+
+
+def _keys(plain: Any) -> list[str]:
+    return [str(name) for name in plain] if isinstance(plain, Mapping) else [type(plain).__name__]
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in WRAPPED if state and all(name.startswith(p) for name in state)), None):
+        state = _below(state, prefix)
+    return state
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _readings(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """The ways to read a state dict: moving averages where they lie among the weights, as it is, below a prefix."""
+    if any(name.startswith("model_ema.") for name in state):  # latent-diffusion: its names are ours without dots
+        raw = {name: tensor for name, tensor in state.items() if not name.startswith("model_ema.")}
+        yield {name: state.get("model_ema." + name.replace(".", ""), tensor) for name, tensor in raw.items()}
+    yield state
+    for prefix in PREFIXES:
+        if prefix == "ema_model." or all(name.startswith(prefix) for name in state):
+            below = _below(state, prefix)
+            if below:
+                yield from _readings(below)
+
+
+# -- converting ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A state dict of our own names, the config it belongs to, and the names of the variants that have this config."""
+
+    state: dict[str, Tensor]
+    config: Any
+    variants: tuple[str, ...]
+
+
+def convert(state: Mapping[str, Tensor], slug: str, config: Any = None, *, force: bool = False) -> Converted:
+    """An authors' state dict as a model of the system `slug`; without a config it is recognised from the shapes.
+
+    Raises MismatchError where keys are left over, missing or of another shape, and names the system that the weights
+    look like; FormatError for NaN or infinite weights unless `force`.
+    """
+    system = find_system(slug)
+    if system.keys is None:
+        raise InputError(f"{slug} has no authors' checkpoints to convert; its models are made by training them here")
+    state, found = _read_as(state, system, config)
+    config = config or found
+    try:
+        if config is None:
+            raise MismatchError(f"this is no {slug} checkpoint (its first keys: {few(list(state))})")
+        ours = key_table(system, config).to_ours(state)
+        with torch.device("meta"):
+            wanted = hub.shapes_of(system.model(config).state_dict())
+        hub.check_shapes(hub.shapes_of(ours), wanted, "the file", system.model.__name__)
+    except (MismatchError, ConfigError, KeyError, IndexError) as error:
+        told = str(error) if isinstance(error, VistokError) else f"this is no {slug} checkpoint"
+        raise MismatchError(told + _looks_like(state, slug)) from error
+    if not force:
+        refuse_infinite(ours)
+    return Converted(ours, config, tuple(name for name, known in system.variants.items() if known == config))
+
+
+def _read_as(state: Mapping[str, Tensor], system: System, config: Any) -> tuple[Mapping[str, Tensor], Any]:
+    """The first reading of a state dict in which no key is foreign to the system, with the config recognised in it."""
+    best: tuple[Mapping[str, Tensor], Any] = (state, None)
+    for reading in _readings(state):
+        found = config or _recognise(reading, system)
+        if found is not None and not key_table(system, found).left_over(list(reading)):
+            return reading, found
+        if found is not None and best[1] is None:
+            best = reading, found
+    return best
+
+
+def _recognise(state: Mapping[str, Tensor], system: System) -> Any:
+    """The config of a state dict, or None where it is not of this system, in whatever way that was noticed."""
+    try:
+        return system.recognise(state) if system.recognise else None
+    except (VistokError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError):
+        return None
+
+
+def key_table(system: System, config: Any) -> KeyTable:
+    """The key table of a system for models of this config."""
+    return system.keys if isinstance(system.keys, KeyTable) else system.keys(config)
+
+
+def refuse_infinite(state: Mapping[str, Tensor]) -> None:
+    """Raise FormatError that names the tensors which hold NaN or infinite numbers, if there are any."""
+    bad = []
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = (float(value) for value in torch.aminmax(tensor.detach()))
+            if not (-float("inf") < low and high < float("inf")):  # false for NaN too
+                bad.append(name)
+    if bad:
+        raise FormatError(f"NaN or infinite weights in {few(bad)}; --force converts them as they are")
+
+
+def _looks_like(state: Mapping[str, Tensor], slug: str) -> str:
+    """A clause that names the other system, or the other size of this one, that a state dict belongs to."""
+    for other in sorted(systems(), key=lambda name: (name != slug, name)):
+        system = find_system(other)
+        reading, config = _read_as(state, system, None)
+        if config is None or key_table(system, config).left_over(list(reading)):
+            continue
+        names = [name for name, known in system.variants.items() if known == config]
+        size = f" ({' or '.join(names)})" if names else ""
+        return f"; it looks like {other}{size}"
+    return ""
+
+
+def read_config(path: Path, slug: str) -> Any:
+    """A config file, the authors' YAML or JSON or our own config.json, as the config of the system `slug`."""
+    import yaml
+
+    from vistok.config import from_plain
+
+    system = find_system(slug)
+    try:
+        plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} is neither YAML nor JSON: {str(error).splitlines()[0]}") from error
+    if isinstance(plain, dict) and "vistok" in plain and "config" in plain:
+        return from_plain(system.config, plain["config"], f"{path}: config")
+    if not isinstance(plain, dict) or system.configure is None:
+        raise ConfigError(f"{path} is no configuration of {slug}")
+    try:
+        return system.configure(plain)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no complete configuration of {slug}: {error}") from error
+
+
+def convert_file(
+    path: Path,
+    slug: str,
+    folder: Path,
+    *,
+    config: Path | None = None,
+    overwrite: bool = False,
+    force: bool = False,
+    key: str | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """An authors' checkpoint file to a model folder, which appears whole or not at all. Returns what was recognised.
+
+    Raises OutputError where `folder` exists unless `overwrite`, and what `read` and `convert` raise.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists; --overwrite replaces it")
+    system = find_system(slug)
+    done = convert(read(Path(path), key), slug, read_config(config, slug) if config else None, force=force)
+    name = name or (done.variants[0] if len(done.variants) == 1 else slug)
+    _write_whole(folder, done, system.model, name)
+    return {
+        "system": slug,
+        "name": name,
+        "variants": list(done.variants),
+        "tensors": len(done.state),
+        "parameters": sum(tensor.numel() for tensor in done.state.values()),
+        "folder": str(folder),
+    }
+
+
+def _write_whole(folder: Path, done: Converted, model: type[Model], name: str) -> None:
+    """Write a model folder beside its place and move it there, so that no reader meets half of one."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        whole = temporary / "model"
+        hub.write_folder(whole, done.state, model, done.config, name)
+        if folder.exists():
+            os.replace(folder, temporary / "old")
+        os.replace(whole, folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def export_file(folder: Path, path: Path, slug: str | None = None, *, overwrite: bool = False) -> dict[str, Any]:
+    """A model folder back to the authors' names: a `.safetensors` file, or a torch file for any other suffix.
+
+    Raises MismatchError where the model is not of the system `slug`, if that is given; OutputError where `path` exists.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; --overwrite replaces it")
+    model = hub.load_folder(Path(folder))
+    if slug not in (None, model.system):
+        raise MismatchError(f"{folder} holds a model of {model.system}, not of {slug}")
+    system = find_system(model.system, model.role)
+    if system.keys is None:
+        raise InputError(f"{model.system} was never published elsewhere: there are no other names to export to")
+    theirs = key_table(system, model.config).to_theirs(model.state_dict())
+
+    def write(place: Path) -> None:
+        if path.suffix == ".safetensors":
+            tensorfile.write(place, theirs)
+        else:  # views of one tensor would be saved with the whole of it
+            torch.save({name: tensor.contiguous().clone() for name, tensor in theirs.items()}, place)
+
+    write_atomically(path, write)
+    return {"system": model.system, "name": model.name, "tensors": len(theirs), "file": str(path)}
+
+
+# -- published weights -----------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where converted published weights are kept: $VISTOK_CACHE, or ~/.cache/vistok."""
+    return Path(os.environ.get("VISTOK_CACHE") or Path.home() / ".cache" / "vistok")
+
+
+def load_published(variant: Variant) -> Model:
+    """The published weights of a catalogued variant: from the cache, else downloaded, checked, converted and cached.
+
+    Raises VistokError, which says what to place where, when a file can neither be found nor downloaded; FormatError
+    where size or hash are not those of the catalogue.
+    """
+    folder = cache_folder() / "models" / variant.name
+    if not (folder / hub.CONFIG).exists():
+        system = find_system(variant.system, variant.role)
+        state: dict[str, Tensor] = {}
+        for source in variant.weights:
+            path = _obtain(variant, source)
+            check_file(path, source)
+            state |= read(path, source.key)
+        done = convert(state, variant.system, system.variants[variant.name])
+        _write_whole(folder, done, system.model, variant.name)
+    return hub.load_folder(folder)
+
+
+def _obtain(variant: Variant, source: WeightFile) -> Path:
+    """The local path of a published file: placed by hand, or through the Hub's own cache."""
+    assert source.file is not None
+    placed = cache_folder() / "files" / variant.name / Path(source.file).name
+    if placed.exists():
+        return placed
+    where = f"place the file at {placed}"
+    if source.repo is None:
+        raise VistokError(
+            f"{source.file} of {variant.name} is not on the Hugging Face Hub: get it from {source.url} and {where}"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source.repo, source.file, revision=source.revision))
+    except Exception as error:  # the Hub client raises a family of errors that has changed between its versions
+        raise VistokError(
+            f"cannot get {source.file} of {source.repo} from the Hugging Face Hub ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}); without a network, {where}"
+        ) from error
+
+
+def check_file(path: Path, source: WeightFile) -> None:
+    """Raise FormatError unless a downloaded file has the catalogue's size and SHA-256, where it names them."""
+    size = path.stat().st_size
+    if source.bytes is not None and size != source.bytes:
+        raise FormatError(f"{path} has {size} bytes, published are {source.bytes}: delete it and get it again")
+    if source.sha256 is not None:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != source.sha256:
+            raise FormatError(
+                f"{path} has SHA-256 {found[:12]}.., published is {source.sha256[:12]}..: delete it and get it again"
+            )
