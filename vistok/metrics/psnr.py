@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import InputError
-from vistok.pixels import as_uint8
+from vistok.pixels import as_float, as_uint8
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
@@ -18,3 +18,15 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
     difference = as_uint8(first).to(torch.int32) - as_uint8(second).to(torch.int32)
     error = difference.square_().flatten(1).double().mean(1)
     return 10 * torch.log10(255.0**2 / error)
+
+
+def batch_psnr(first: Tensor, second: Tensor) -> Tensor:
+    """-10 log10 of one mean squared error over the whole batch, float64 scalar, in dB: LARP, torchmetrics.
+
+    Takes float in [0, 1] as it is, or uint8, of one shape (B, C, H, W). Lower than the mean of `psnr`, because the
+    worst picture weighs most. Raises InputError for different shapes.
+    """
+    if first.shape != second.shape:
+        raise InputError(f"pixels of shapes {tuple(first.shape)} and {tuple(second.shape)}; expected the same")
+    difference = as_float(first, torch.float64) - as_float(second, torch.float64)
+    return -10 * torch.log10(difference.square_().mean())
