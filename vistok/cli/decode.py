@@ -31,11 +31,11 @@ def command(
 
     tokens = TokenStore(store)  # before anything heavy: most mistakes are in the paths
 
-    import vistok
-    from vistok.cli.encode import bar, best_device
+    from vistok.cli.encode import bar
+    from vistok.cli.loading import load_tokenizer
     from vistok.scale.decode import decode_store
 
-    tokenizer = vistok.load(model, device=device or best_device())
+    tokenizer = load_tokenizer(model, device)
     with bar("decode", len(tokens)) as advance:
         report = decode_store(
             tokens,

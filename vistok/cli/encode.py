@@ -54,7 +54,7 @@ def command(
     Killed at any moment and run again, the store comes out the same, bit for bit. Unreadable pictures are listed in
     quarantine.jsonl.
     """
-    import vistok
+    from vistok.cli.loading import load_tokenizer
     from vistok.data.sources import open_source
     from vistok.data.store_writer import holds_store, remove_store
     from vistok.scale.encode import EncodeOptions, encode_source
@@ -69,7 +69,7 @@ def command(
     )
     pictures = open_source(source, max_pixels=max_pixels)
     pictures = pictures.first(limit) if limit else pictures
-    tokenizer = vistok.load(model, device=device or best_device())
+    tokenizer = load_tokenizer(model, device)
     if overwrite and holds_store(store):
         remove_store(store)
     with bar("encode", len(pictures)) as advance:
@@ -102,14 +102,6 @@ def _verify(store: Path, source: "Source", tokenizer: "Tokenizer", options: "Enc
             f"{len(found.wrong)} of {found.items} items encoded again do not match {store}; the first: {found.wrong[0]}"
         )
     return asdict(found)
-
-
-def best_device() -> str:
-    """The accelerator of this machine, or the CPU."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator is not None else "cpu"
 
 
 class bar:

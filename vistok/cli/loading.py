@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from vistok.tokenizer import Tokenizer
 
 
-def load_tokenizer(name: str | None) -> "Tokenizer":
-    """The tokenizer behind `-m` (the one that ships if None), on the GPU where there is one.
+def load_tokenizer(name: str | None, device: str | None = None) -> "Tokenizer":
+    """The tokenizer behind `-m` (the one that ships if None), on the accelerator of this machine unless told where.
 
-    Raises InputError for a model of another role, and whatever `vistok.load` raises.
+    Raises InputError for a model of another role or a device that is not there, and whatever `vistok.load` raises.
     """
     import torch
 
@@ -24,7 +24,18 @@ def load_tokenizer(name: str | None) -> "Tokenizer":
     model = vistok.load(name)
     if not isinstance(model, Tokenizer):
         raise InputError(f"{model.name} is a {model.role}; this command takes a tokenizer")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(torch.device(device or best_device()))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them
+        raise InputError(f"cannot use the device {device!r}: {str(error).splitlines()[0]}") from error
+
+
+def best_device() -> str:
+    """The accelerator of this machine, or the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator is not None else "cpu"
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ def command(
     length: Annotated[int | None, typer.Option("--length", min=1, help="Only the first K tokens.")] = None,
     on_size: Annotated[str, typer.Option("--on-size", help="Sizes not legal: pad, refuse, resize or tile.")] = "pad",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the PNG files.")] = Path("reconstructions"),
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, ... A GPU if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="`results` and `failed` as one object on stdout.")] = False,
 ) -> None:
     """Encode pictures and decode them again: PNG files of the size that went in, with tokens, bits and PSNR (dB).
@@ -31,7 +32,7 @@ def command(
 
     paths = expand(images)
     names = output_names(paths, output)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, device)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

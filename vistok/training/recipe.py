@@ -26,6 +26,7 @@ FOLDER = PACKAGE / "recipes"
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -69,9 +70,15 @@ class DataSection(Section):
     crop: Literal["random", "center"] = "random"
     flip: bool = True
     turn: bool = False
-    scale: tuple[Share, Annotated[float, Field(gt=0, le=1)]] | None = None
+    scale: tuple[Part, Part] | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
     validation: Annotated[int, Field(ge=0)] | str = 64
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale is not None and self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is (low, high), got {self.scale}")
+        return self
 
 
 class OptimizerSection(Section):
