@@ -35,11 +35,12 @@ def test_scikit_image_gives_the_same(variant: str, options: dict) -> None:
     np.testing.assert_allclose(ssim(first, second, variant).numpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [33 * 20, 40 * 33 * 4])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bands_of_rows_change_nothing(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_work_change_nothing(variant: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = pair()
     whole = ssim(first, second, variant)
-    monkeypatch.setattr(module, "BAND", 2 * 3 * 33 * 7)
+    monkeypatch.setattr(module, "AT_ONCE", size)
     torch.testing.assert_close(ssim(first, second, variant), whole, rtol=1e-12, atol=0)
 
 

@@ -20,7 +20,7 @@ from vistok.errors import InputError, nearest
 from vistok.pixels import as_float
 
 K1, K2 = 0.01, 0.03
-BAND = 1 << 20  # values of the map at a time
+AT_ONCE = 1 << 16  # pixels of a plane at a time: what stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -76,35 +76,35 @@ def check(first: Tensor, second: Tensor, smallest: int) -> None:
 
 def similarity(first: Tensor, second: Tensor, variant: SsimVariant) -> tuple[Tensor, Tensor]:
     """Means over places of the whole index and of its contrast-structure factor alone, float64 (B, C) each."""
-    taps, reach = _taps(variant), variant.size // 2
-    height, width = first.shape[2:]
-    out_height = height if variant.border == "reflect" else height - 2 * reach
-    total = torch.zeros(2, *first.shape[:2], dtype=torch.float64, device=first.device)
-    count = 0
-    rows = max(1, BAND // max(1, first.shape[0] * first.shape[1] * width))
-    for start in range(0, out_height, rows):
-        stop = min(start + rows, out_height)
-        x, y = (_band(pixels, start, stop, variant) for pixels in (first, second))
-        total += _sums(x, y, taps, variant)
-        count += (stop - start) * (width if variant.border == "reflect" else width - 2 * reach)
-    index, contrast = total / count
+    taps, lost = _taps(variant), 2 * (variant.size // 2) * (variant.border == "valid")
+    batch, channels, height, width = first.shape
+    totals = torch.zeros(2, batch * channels, dtype=torch.float64, device=first.device)
+    planes = max(1, AT_ONCE // (height * width))
+    rows = max(16, AT_ONCE // (planes * width))
+    for plane in range(0, batch * channels, planes):
+        x, y = (pixels.flatten(0, 1)[plane : plane + planes] for pixels in (first, second))
+        for start in range(0, height - lost, rows):
+            stop = min(start + rows, height - lost)
+            bands = (_band(part, start, stop, variant) for part in (x, y))
+            totals[:, plane : plane + planes] += _sums(*bands, taps, variant)
+    index, contrast = totals.view(2, batch, channels) / ((height - lost) * (width - lost))
     return index, contrast
 
 
 def _band(pixels: Tensor, start: int, stop: int, variant: SsimVariant) -> Tensor:
-    """What the map's rows start..stop look at, in float64, mirrored at the borders where the variant does."""
+    """What the map's rows start..stop look at in planes (P, H, W), float64, mirrored where the variant does."""
     reach = variant.size // 2
     if variant.border == "valid":
-        return as_float(pixels[:, :, start : stop + 2 * reach], torch.float64)
-    height = pixels.shape[2]
+        return as_float(pixels[:, start : stop + 2 * reach], torch.float64)
+    height = pixels.shape[1]
     rows = torch.arange(start - reach, stop + reach, device=pixels.device).abs()
     rows = torch.where(rows >= height, 2 * (height - 1) - rows, rows)
-    band = as_float(pixels.index_select(2, rows), torch.float64)
+    band = as_float(pixels.index_select(1, rows), torch.float64)
     return F.pad(band, (reach, reach, 0, 0), mode="reflect")
 
 
 def _sums(x: Tensor, y: Tensor, taps: tuple[float, ...], variant: SsimVariant) -> Tensor:
-    """Sums over a band's places of the index and of its contrast-structure factor: (2, B, C)."""
+    """Sums over a band's places of the index and of its contrast-structure factor: (2, P)."""
     mean_x, mean_y = _filter(x, taps), _filter(y, taps)
     var_x = _filter(x * x, taps).sub_(mean_x * mean_x)
     var_y = _filter(y * y, taps).sub_(mean_y * mean_y)
@@ -117,12 +117,12 @@ def _sums(x: Tensor, y: Tensor, taps: tuple[float, ...], variant: SsimVariant) -
     c1, c2 = (K1 * variant.data_range) ** 2, (K2 * variant.data_range) ** 2
     contrast = (2 * cov + c2) / (var_x + var_y + c2)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    return torch.stack([(luminance * contrast).sum((2, 3)), contrast.sum((2, 3))])
+    return torch.stack([(luminance * contrast).sum((1, 2)), contrast.sum((1, 2))])
 
 
 def _filter(x: Tensor, taps: tuple[float, ...]) -> Tensor:
-    """Separable window, valid: (B, C, H, W) -> (B, C, H - n + 1, W - n + 1). Added up tap by tap, in cache."""
-    for axis in (2, 3):
+    """Separable window, valid: (P, H, W) -> (P, H - n + 1, W - n + 1). Added up tap by tap, in cache."""
+    for axis in (1, 2):
         length = x.shape[axis] - len(taps) + 1
         out = x.narrow(axis, 0, length) * taps[0]
         for offset, weight in enumerate(taps[1:], 1):
