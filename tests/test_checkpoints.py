@@ -1,4 +1,4 @@
-"""Authors' checkpoints in and out: wrappers, recognition, published files, and everything that may be wrong with them."""
+"""Authors' checkpoints in and out: wrappers, recognition, published files, and all that may be wrong with them."""
 
 import hashlib
 import json
@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import vistok
+from tests import toy  # noqa: F401  (registers the toy system)
 from vistok import catalogue, checkpoints
 from vistok.catalogue import Variant, WeightFile
 from vistok.errors import ConfigError, FormatError, InputError, MismatchError, OutputError, VistokError
@@ -132,7 +133,7 @@ def test_authors_config_files(state, tmp_path):
     convert(tmp_path / "file.safetensors", tmp_path / "again", config=tmp_path / "model" / "config.json")
     net["ch_mult"] = [1, 2, 2]
     (tmp_path / "model.yaml").write_text(json.dumps(plain))
-    with pytest.raises(MismatchError, match="of another shape .*it looks like vqgan"):
+    with pytest.raises(MismatchError, match=r"of another shape .*it looks like vqgan"):
         convert(tmp_path / "file.safetensors", tmp_path / "wrong", config=tmp_path / "model.yaml")
     for text, error in (("a: [", FormatError), ("lr: 1", ConfigError), ("- 1", ConfigError)):
         (tmp_path / "bad.yaml").write_text(text)
@@ -184,7 +185,7 @@ def test_truncated_and_flipped_files(state, tmp_path):
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     (tmp_path / "f.pt").write_bytes(flipped)
-    with pytest.raises(FormatError, match="damaged at .*checksum"):
+    with pytest.raises(FormatError, match=r"damaged at .*checksum"):
         convert(tmp_path / "f.pt", tmp_path / "model")
     (tmp_path / "f.pt").write_bytes(b"")
     with pytest.raises(FormatError, match="damaged"):
@@ -215,7 +216,7 @@ def test_another_size_and_another_system_are_named(state, tmp_path):
     with pytest.raises(MismatchError, match=r"no vqgan checkpoint \(its first keys: conv1\.weight\)"):
         convert(tmp_path / "f.safetensors", tmp_path / "model")
     save_file(state, tmp_path / "f.safetensors")
-    with pytest.raises(MismatchError, match="no titok checkpoint.*it looks like vqgan"):
+    with pytest.raises(MismatchError, match=r"no titok checkpoint.*it looks like vqgan"):
         checkpoints.convert_file(tmp_path / "f.safetensors", "titok", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -244,8 +245,6 @@ def test_existing_folders_are_kept_unless_overwritten(state, tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         convert(tmp_path / "f.safetensors", tmp_path / "f.safetensors" / "model")
     with pytest.raises(InputError, match="no authors' checkpoints"):
-        from tests import toy  # noqa: F401
-
         checkpoints.convert_file(tmp_path / "f.safetensors", "toy", tmp_path / "toy")
 
 
@@ -342,7 +341,7 @@ def test_load_by_name_takes_that_road(published, monkeypatch):
 
 
 def test_wrong_size_or_hash_of_a_download_is_refused(published, tmp_path):
-    variant, file, _ = published
+    variant, _, _ = published
     source = variant.weights[0]
     with pytest.raises(FormatError, match="SHA-256"):
         checkpoints.load_published(replace(variant, weights=(replace(source, sha256="0" * 64),)))
@@ -369,9 +368,7 @@ def test_without_a_hub_the_error_says_what_to_place_where(published, tmp_path, m
 
 def test_files_that_are_not_on_the_hub_name_their_page(tmp_path, monkeypatch):
     monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(
-        VistokError, match=r"not on the Hugging Face Hub: get it from https://heibox.*place the file at"
-    ):
+    with pytest.raises(VistokError, match=r"not on the Hugging Face Hub: get it from https://heibox.*place"):
         vistok.load("vqgan-imagenet-f16-1024")
 
 
