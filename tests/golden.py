@@ -3,8 +3,8 @@
 They hold a clone that has no parity cases: whoever changes a number sees it here. `python -m tests.golden [SLUG ..]`
 (`make golden`) writes `tests/golden/<slug>.json` anew; do that once parity has passed, and review the diff.
 
-The rule: `numpy.random.RandomState(0)` draws, in the order of sorted names, every floating tensor of the state dict from a
-normal distribution divided by the square root of its fan-in; vectors are 0.1 of one, around 1 where their name ends in
+The rule: `numpy.random.RandomState(0)` draws, in the order of sorted names, every floating tensor of the state dict from
+a normal distribution divided by the square root of its fan-in; vectors are 0.1 of one, around 1 where their name ends in
 "weight"; variances and counts are made positive. Pictures come from `RandomState(1)`, captions from `RandomState(2)`.
 """
 
@@ -63,7 +63,7 @@ def measure(name: str) -> dict[str, Any]:
 @torch.no_grad()
 def draw_weights(model: torch.nn.Module) -> None:
     """Set all floating weights and buffers by the rule of the module's docstring."""
-    random = np.random.RandomState(0)  # noqa: NPY002 (its stream is frozen for ever)
+    random = np.random.RandomState(0)
     state = model.state_dict()
     for name in sorted(state):
         tensor = state[name]
@@ -81,13 +81,13 @@ def draw_weights(model: torch.nn.Module) -> None:
 
 def inputs(model: Tokenizer) -> tuple[Tensor, dict[str, Any]]:
     """Two pictures of the model's own size in [0, 1], and the conditions that it cannot decode without."""
-    random = np.random.RandomState(1)  # noqa: NPY002
+    random = np.random.RandomState(1)
     shape = (2, model.input_channels, *model.spec.size)
     coarse = torch.from_numpy(random.random_sample((*shape[:2], 4, 4))).float()
     pixels = torch.nn.functional.interpolate(coarse, size=model.spec.size, mode="bilinear")
     conditions: dict[str, Any] = {}
     if "text" in model.spec.needs.decode:
-        features = np.random.RandomState(2).standard_normal((2, *model.config.text))  # noqa: NPY002
+        features = np.random.RandomState(2).standard_normal((2, *model.config.text))
         conditions["text"] = torch.from_numpy(features).float()
     return pixels, conditions
 
