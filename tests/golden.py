@@ -3,9 +3,9 @@
 They hold a clone that has no parity cases: whoever changes a number sees it here. `python -m tests.golden [SLUG ..]`
 (`make golden`) writes `tests/golden/<slug>.json` anew; do that once parity has passed, and review the diff.
 
-The rule: `numpy.random.RandomState(0)` draws, in the order of sorted names, every floating tensor of the state dict from
-a normal distribution divided by the square root of its fan-in; vectors are 0.1 of one, around 1 where their name ends in
-"weight"; variances and counts are made positive. Pictures come from `RandomState(1)`, captions from `RandomState(2)`.
+The rule: `numpy.random.RandomState(0)` draws, in the order of sorted names, every floating tensor of the state dict,
+from a normal distribution divided by the square root of its fan-in. Vectors are 0.1 of one, around 1 where their
+name ends in "weight"; variances and counts are made positive. Pictures come from `RandomState(1)`, captions from `RandomState(2)`.
 """
 
 import json
