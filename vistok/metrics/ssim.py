@@ -78,15 +78,16 @@ def similarity(first: Tensor, second: Tensor, variant: SsimVariant) -> tuple[Ten
     """Means over places of the whole index and of its contrast-structure factor alone, float64 (B, C) each."""
     taps, lost = _taps(variant), 2 * (variant.size // 2) * (variant.border == "valid")
     batch, channels, height, width = first.shape
+    all_x, all_y = first.flatten(0, 1), second.flatten(0, 1)
     totals = torch.zeros(2, batch * channels, dtype=torch.float64, device=first.device)
     planes = max(1, AT_ONCE // (height * width))
     rows = max(16, AT_ONCE // (planes * width))
     for plane in range(0, batch * channels, planes):
-        x, y = (pixels.flatten(0, 1)[plane : plane + planes] for pixels in (first, second))
+        x, y = all_x[plane : plane + planes], all_y[plane : plane + planes]
         for start in range(0, height - lost, rows):
             stop = min(start + rows, height - lost)
-            bands = (_band(part, start, stop, variant) for part in (x, y))
-            totals[:, plane : plane + planes] += _sums(*bands, taps, variant)
+            band_x, band_y = _band(x, start, stop, variant), _band(y, start, stop, variant)
+            totals[:, plane : plane + planes] += _sums(band_x, band_y, taps, variant)
     index, contrast = totals.view(2, batch, channels) / ((height - lost) * (width - lost))
     return index, contrast
 

@@ -1,0 +1,291 @@
+"""How well a tokenizer rebuilds a data set, at every prefix length: what `vistok eval` prints.
+
+    source --crop--> uint8 (B, 3, S, S) --encode--> Tokens --prefix(k), decode--> uint8 --> PSNR, SSIM, MS-SSIM
+                                              \\--> bits per pixel, codebook usage, images/s
+
+A result says by what protocol it came about: the crop, the resize filter, the rounding and the number of pictures.
+Pictures that cannot be read are skipped and counted.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vistok.data.loader import center_crop
+from vistok.data.sources import Source, Where, open_source
+from vistok.errors import InputError, VistokError
+from vistok.layout import Size, TokenSpec
+from vistok.metrics.codes import CodebookUse, CodeStatistics
+from vistok.metrics.ms_ssim import SMALLEST, ms_ssim
+from vistok.metrics.psnr import psnr
+from vistok.metrics.ssim import DEFAULT, ssim
+from vistok.metrics.stream import Mean
+from vistok.tokenizer import Tokenizer
+from vistok.tokens import Tokens
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FIELD_SIZE = 256  # what reconstruction is reported at
+MOST_PREFIXES = 8
+BATCH_PIXELS = 8 * FIELD_SIZE**2
+
+
+@dataclass(frozen=True)
+class PrefixQuality:
+    """Means over all pictures for one prefix length. `tokens` is a mean too where pictures differ in size.
+
+    psnr: dB, with its deviation between pictures. ms_ssim: None where pictures are smaller than 161 pixels.
+    bits_per_pixel: of the codes as packed in the token file, without its header.
+    """
+
+    tokens: float
+    bits_per_pixel: float
+    psnr: float
+    psnr_deviation: float
+    ssim: float
+    ms_ssim: float | None
+    decode_images_per_second: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The result of `evaluate`; `plain()` is its JSON."""
+
+    model: str
+    weights: str
+    data: str
+    images: int
+    skipped: dict[str, str]
+    protocol: dict[str, str]
+    prefixes: list[PrefixQuality]
+    codebooks: list[CodebookUse] = field(default_factory=list)
+    encode_images_per_second: float = 0.0
+    images_per_second: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self)
+
+
+def evaluate(
+    tokenizer: Tokenizer,
+    data: Source | Where,
+    *,
+    size: int | None = None,
+    length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reconstruction:
+    """Encode and decode every picture of `data`, at every prefix length or at `length` tokens alone.
+
+    size: side of the centre crop; 0 takes pictures whole; None is 256, or the model's own size where 256 is not legal.
+    progress: called with the pictures done and those skipped.
+    Raises InputError for an illegal size or length, or where no picture can be read.
+    """
+    source = open_source(data)
+    side = _default_size(tokenizer) if size is None else size
+    run = _Run(tokenizer, length)
+    skipped: dict[str, str] = {}
+    resized = done = 0
+    for batch in _batches(source, side, skipped):
+        if not done:
+            run.warm_up(batch.pixels[:1])
+        run.add(batch.pixels)
+        done, resized = done + len(batch.pixels), resized + batch.resized
+        if progress is not None:
+            progress(done + len(skipped), len(skipped))
+    if not done:
+        told = f": {next(iter(skipped.values()))}" if skipped else ""
+        raise InputError(f"not one of the {len(source)} pictures of {source.name} can be read{told}")
+    return Reconstruction(
+        model=tokenizer.name,
+        weights=tokenizer.fingerprint,
+        data=source.name,
+        images=done,
+        skipped=skipped,
+        protocol=_protocol(side, resized, done),
+        prefixes=run.rows(),
+        codebooks=run.codes.rows() if run.discrete else [],
+        encode_images_per_second=done / run.encode_seconds,
+        images_per_second=done / (run.encode_seconds + run.decode_seconds[-1]),
+    )
+
+
+def prefix_lengths(spec: TokenSpec, most: int = MOST_PREFIXES) -> list[int]:
+    """The prefix lengths to show: all that decode, or where there are many, halves of halves up from the shortest.
+
+    The number of them does not depend on the size of the picture.
+    """
+    prefixes = spec.prefixes
+    if spec.prefix_rule != "any":
+        return list(prefixes)[-most:]
+    last = len(prefixes)
+    return [prefixes[ceil(last / 2**power) - 1] for power in range(min(most - 1, (last - 1).bit_length()), -1, -1)]
+
+
+def evaluation_crop(image: "Image.Image", size: int) -> np.ndarray:
+    """The middle square of `size` pixels, uint8 (S, S, 3), pixels as they are; a smaller picture is scaled up to it."""
+    if min(image.size) < size:
+        return center_crop(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """Sums over the batches so far."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int | None) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self.codes, self.discrete = CodeStatistics(), False
+        self.means: list[dict[str, Mean]] = []
+        self.decode_seconds: list[float] = []
+        self.encode_seconds = 0.0
+        self.count = 0
+
+    def warm_up(self, pixels: Tensor) -> None:
+        """One picture through the model: the first call pays for what later ones find ready."""
+        self.tokenizer.decode(self._encode(pixels), dtype=torch.uint8)
+
+    def add(self, pixels: Tensor) -> None:
+        """Measure uint8 (B, 3, H, W)."""
+        with self._clock() as clock:
+            tokens = self._encode(pixels)
+        self.encode_seconds += clock[0]
+        self.count += len(pixels)
+        self.codes.update(tokens)
+        self.discrete |= tokens.codes is not None
+        lengths = self._lengths(tokens)
+        while len(self.means) < len(lengths):
+            names = ("tokens", "bits", "psnr", "ssim", "ms_ssim")
+            self.means.append({name: Mean() for name in names})
+            self.decode_seconds.append(0.0)
+        for row, prefix in enumerate(lengths):
+            shorter = tokens if prefix == tokens.length else tokens.prefix(prefix)
+            with self._clock() as clock:
+                rebuilt = self.tokenizer.decode(shorter, dtype=torch.uint8)
+            self.decode_seconds[row] += clock[0]
+            self._measure(self.means[row], pixels, rebuilt.cpu(), shorter)
+
+    def _measure(self, means: dict[str, Mean], pixels: Tensor, rebuilt: Tensor, tokens: Tokens) -> None:
+        if rebuilt.shape != pixels.shape:
+            raise InputError(
+                f"{self.tokenizer.name} decodes {tuple(pixels.shape[1:])} to {tuple(rebuilt.shape[1:])}, which cannot "
+                "be compared pixel by pixel"
+            )
+        means["tokens"].update(tokens.lengths)
+        means["bits"].update(tokens.bits() / prod(pixels.shape[2:]))
+        means["psnr"].update(psnr(rebuilt, pixels))
+        means["ssim"].update(ssim(rebuilt, pixels))
+        if min(pixels.shape[2:]) >= SMALLEST:
+            means["ms_ssim"].update(ms_ssim(rebuilt, pixels))
+
+    def rows(self) -> list[PrefixQuality]:
+        """One row per prefix length, shortest first."""
+        found = []
+        for means, seconds in zip(self.means, self.decode_seconds, strict=True):
+            value = {name: mean.mean for name, mean in means.items()}
+            assert value["psnr"] is not None
+            found.append(
+                PrefixQuality(
+                    tokens=value["tokens"] or 0.0,
+                    bits_per_pixel=value["bits"] or 0.0,
+                    psnr=value["psnr"],
+                    psnr_deviation=means["psnr"].deviation or 0.0,
+                    ssim=value["ssim"] or 0.0,
+                    ms_ssim=value["ms_ssim"],
+                    decode_images_per_second=self.count / seconds,
+                )
+            )
+        return found
+
+    def _encode(self, pixels: Tensor) -> Tokens:
+        size: Size = (pixels.shape[2], pixels.shape[3])
+        return self.tokenizer.encode(pixels, on_size=fitting(self.tokenizer.spec, size))
+
+    def _lengths(self, tokens: Tokens) -> list[int]:
+        if self.length is None:
+            canvas = tokens.canvas[0]
+            return prefix_lengths(self.tokenizer.spec.at(canvas.tile, canvas.tiles))
+        if self.length > tokens.length:
+            raise InputError(f"{self.tokenizer.name} makes {tokens.length} tokens here, fewer than {self.length}")
+        return [self.length]
+
+    @contextmanager
+    def _clock(self) -> Iterator[list[float]]:
+        spent = [0.0]
+        started = time.perf_counter()
+        yield spent
+        if self.tokenizer.device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize()
+        spent[0] = time.perf_counter() - started
+
+
+def fitting(spec: TokenSpec, size: Size) -> Any:
+    """What to do with a size for a faithful comparison: pad it, or tile it where it is too large to pad."""
+    return "pad" if spec.sizes.padded(size) is not None else "tile"
+
+
+@dataclass(frozen=True)
+class _Batch:
+    pixels: Tensor
+    resized: int
+
+
+def _batches(source: Source, side: int, skipped: dict[str, str]) -> Iterator[_Batch]:
+    """Consecutive pictures of one size; what cannot be read goes to `skipped`."""
+    pending: list[np.ndarray] = []
+    resized = 0
+    for item in source:
+        try:
+            image = item.image
+        except VistokError as error:
+            skipped[item.id] = str(error)
+            continue
+        cut = evaluation_crop(image, side) if side else np.asarray(image)
+        most = max(1, BATCH_PIXELS // (cut.shape[0] * cut.shape[1]))
+        if pending and (cut.shape != pending[0].shape or len(pending) >= most):
+            yield _stack(pending, resized)
+            pending, resized = [], 0
+        pending.append(cut)
+        resized += bool(side) and min(image.size) < side
+    if pending:
+        yield _stack(pending, resized)
+
+
+def _stack(crops: list[np.ndarray], resized: int) -> _Batch:
+    return _Batch(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(), resized)
+
+
+def _default_size(tokenizer: Tokenizer) -> int:
+    legal = tokenizer.spec.sizes.legal((FIELD_SIZE, FIELD_SIZE))
+    return FIELD_SIZE if legal else min(tokenizer.spec.size)
+
+
+def _protocol(side: int, resized: int, images: int) -> dict[str, str]:
+    if side:
+        crop = f"centre crop of {side} x {side} pixels"
+        if resized:
+            resize = f"{resized} of {images} smaller pictures scaled up first, shorter side to {side}, bicubic (Pillow)"
+        else:
+            resize = "none"
+    else:
+        crop, resize = "none: whole pictures", "none"
+    return {
+        "crop": crop,
+        "resize": resize,
+        "rounding": "decoded pixels rounded to 8 bits",
+        "psnr": "per picture over all channels, peak 255; then the mean",
+        "ssim": DEFAULT,
+        "ms_ssim": "wang-2003",
+        "bits": "codes as packed in the token file, headers not counted",
+    }
