@@ -20,7 +20,6 @@ from vistok.data.readahead import decode_ahead
 from vistok.data.sources import open_source
 from vistok.data.store import TokenStore
 from vistok.errors import FormatError, InputError, MismatchError, OutputError
-from vistok.pixels import to_pixels
 from vistok.scale.encode import EncodeOptions, encode_source
 from vistok.scale.verify import verify_store
 
@@ -230,7 +229,7 @@ def test_decoding_waits_when_memory_is_full(tmp_path):
         now.add(item.id)
         most[0] = max(most[0], len(now))
         time.sleep(0.002)
-        return to_pixels(np.array(item.image))
+        return np.asarray(item.image)
 
     order = []
     for decoded in decode_ahead(source, range(30), prepare, workers=6, budget=3 * 32 * 32 * 4):
@@ -245,7 +244,7 @@ def test_decoding_ahead_is_bounded_and_ends_when_left(tmp_path, monkeypatch):
     monkeypatch.setattr(readahead, "AHEAD_ITEMS", 5)
     source = open_source(folder(tmp_path / "p", 30))
     begun = []
-    stream = decode_ahead(source, range(30), lambda item: begun.append(item.id) or to_pixels(np.array(item.image)))
+    stream = decode_ahead(source, range(30), lambda item: begun.append(item.id) or np.asarray(item.image))
     for _ in range(3):
         next(stream)
     stream.close()

@@ -38,7 +38,8 @@ class PixelLoader:
 
     crop: "random" takes a square window at a random place, "center" the middle. The window's side is the picture's
     shorter side, or for random crops a part of it: `scale` = (low, high) bounds the window's area as a share of that
-    square. flip: mirror half of the pictures. turn: turn each by a random number of quarter turns. The window is resampled (antialiased bicubic) to `size`.
+    square. flip: mirror half of the pictures. turn: turn each by a random number of quarter turns. The window is
+    resampled (antialiased bicubic) to `size`.
     batch_size is the global batch, of which rank `rank` of `world` gets its share; the global batch is the same for
     every `world`. workers: decoding threads, 0 decodes in the caller.
     max_bad: how many different pictures may be unreadable before InputError (default: 1 % or 10); `bad` lists them.

@@ -4,32 +4,35 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from queue import SimpleQueue
 
-from torch import Tensor
+import numpy as np
 
 from vistok.data.sources import Item, Source
 from vistok.errors import VistokError
 
 AHEAD_ITEMS = 512
 AHEAD_BYTES = 512 * 2**20
+_RUN = 16  # items that one task decodes one after the other: tiny pictures cost less than handing over a task
 
 
 @dataclass
 class Decoded:
-    """An item and its pixels, or why there are none."""
+    """An item and its pixels, uint8 (H, W, C), or why there are none."""
 
     index: int
     item: Item
-    pixels: Tensor | None = None
+    pixels: np.ndarray | None = None
     error: str | None = None
 
 
 def decode_ahead(
     source: Source,
     indices: Iterable[int],
-    prepare: Callable[[Item], Tensor],
+    prepare: Callable[[Item], np.ndarray],
     workers: int | None = None,
     budget: int = AHEAD_BYTES,
 ) -> Generator[Decoded, None, None]:
@@ -40,34 +43,50 @@ def decode_ahead(
     """
     space = _Space(budget)
     workers = min(8, (os.cpu_count() or 1) + 1) if workers is None else max(workers, 1)
+    run = max(1, min(_RUN, AHEAD_ITEMS // (2 * workers)))
 
     def decode(turn: int, index: int) -> tuple[Decoded, int]:
-        item = Item(f"item {index}", lambda: b"")
+        item, taken = Item(f"item {index}", lambda: b""), 0
         try:
             item = source[index]
             height, width = item.size
             taken = space.take(turn, height * width * 4)
-        except VistokError as error:
-            return Decoded(index, item, error=str(error)), 0
-        try:
-            return Decoded(index, item, pixels=prepare(item)), taken
+            return Decoded(index, item, prepare(item)), taken
         except VistokError as error:
             return Decoded(index, item, error=str(error)), taken
 
+    def decode_run(turns: list[tuple[int, int]], out: "SimpleQueue[tuple[Decoded, int] | BaseException]") -> None:
+        for turn, index in turns:
+            if space.closed:
+                return
+            try:
+                out.put(decode(turn, index))
+            except BaseException as error:  # a bug: the consumer raises it
+                out.put(error)
+
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vistok-decode")
-    waiting: deque[Future[tuple[Decoded, int]]] = deque()
+    waiting: deque[tuple[int, SimpleQueue[tuple[Decoded, int] | BaseException]]] = deque()
+    ahead = 0
     turns = enumerate(indices)
     try:
         while True:
-            while len(waiting) < AHEAD_ITEMS and (turn := next(turns, None)) is not None:
-                waiting.append(pool.submit(decode, *turn))
+            while ahead + run <= max(AHEAD_ITEMS, run) and (batch := list(islice(turns, run))):
+                out: SimpleQueue[tuple[Decoded, int] | BaseException] = SimpleQueue()
+                pool.submit(decode_run, batch, out)
+                waiting.append((len(batch), out))
+                ahead += len(batch)
             if not waiting:
                 return
-            decoded, taken = waiting.popleft().result()
-            space.give_back(taken)
-            yield decoded
+            count, out = waiting.popleft()
+            for _ in range(count):
+                result = out.get()
+                if isinstance(result, BaseException):
+                    raise result
+                space.give_back(result[1])
+                yield result[0]
+            ahead -= count
     finally:
-        space.open()
+        space.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -77,10 +96,12 @@ class _Space:
     def __init__(self, budget: int) -> None:
         self._budget, self._used, self._turn = budget, 0, 0
         self._change = threading.Condition()
+        self.closed = False
 
     def take(self, turn: int, size: int) -> int:
         with self._change:
-            self._change.wait_for(lambda: self._used + size <= self._budget or turn <= self._turn)
+            if self._used + size > self._budget:
+                self._change.wait_for(lambda: self._used + size <= self._budget or turn <= self._turn or self.closed)
             self._used += size
         return size
 
@@ -90,8 +111,8 @@ class _Space:
             self._turn += 1
             self._change.notify_all()
 
-    def open(self) -> None:
-        """Let everyone through: nobody will consume any more."""
+    def close(self) -> None:
+        """Nobody will consume any more: let everyone through to their end."""
         with self._change:
-            self._budget = 2**62
+            self.closed = True
             self._change.notify_all()

@@ -293,7 +293,12 @@ def table_of(
         if tokens.keep is not None:
             columns["keep"] = _lists(tokens.keep.numpy())
         columns["segments"] = pa.array([_segments_text(tokens.segments)] * len(tokens), pa.string())
-        columns["canvas"] = pa.array([_canvas_text(canvas) for canvas in tokens.canvas], pa.string())
+        one = tokens.canvas[0] if tokens.canvas else None
+        if all(canvas is one for canvas in tokens.canvas):
+            texts = [_canvas_text(one) if one else None] * len(tokens)
+        else:
+            texts = [_canvas_text(canvas) for canvas in tokens.canvas]
+        columns["canvas"] = pa.array(texts, pa.string())
         if labels is not None:
             columns["label"] = pa.array([labels[place] for place in places], pa.int64())
         if captions is not None:

@@ -20,7 +20,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vistok.data.loader import allowed_bad, center_crop
 from vistok.data.readahead import Decoded, decode_ahead
@@ -28,8 +27,8 @@ from vistok.data.sources import Item, Source
 from vistok.data.store import Manifest, table_of
 from vistok.data.store_writer import Done, StoreWriter
 from vistok.errors import InputError
-from vistok.layout import Canvas
-from vistok.pixels import OnSize, plan, to_pixels
+from vistok.layout import Canvas, Size
+from vistok.pixels import OnSize, plan
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
 
@@ -217,6 +216,7 @@ class BatchEncoder:
             raise InputError(f"{tokenizer.name} cannot encode without {unknown[0]}, which {source.name} does not have")
         self._pixels_at_once = options.batch_size * REFERENCE_SIDE**2
         self._channels = tokenizer.input_channels
+        self._canvases: dict[Size, Canvas | str] = {}
 
     def run(self, batches: Iterable[int], plan: Manifest) -> Iterator["Encoded"]:
         """Encode these batches of `plan`, decoding ahead in threads."""
@@ -230,12 +230,20 @@ class BatchEncoder:
         finally:
             decoded.close()
 
-    def _prepare(self, item: Item) -> Tensor:
-        """(1, C, H, W) uint8."""
+    def _prepare(self, item: Item) -> np.ndarray:
+        """(H, W, C) uint8."""
         image = item.image
-        if self.options.crop:
-            return _from_array(center_crop(image, self.options.crop).copy(), self._channels)
-        return _from_array(np.array(image), self._channels)
+        pixels = center_crop(image, self.options.crop) if self.options.crop else np.asarray(image)
+        return pixels if self._channels == 3 else pixels[..., :1]  # a mask: any channel of what was grey
+
+    def _canvas(self, size: Size) -> Canvas | str:
+        """The canvas for pictures of this size, or why there is none."""
+        if size not in self._canvases:
+            try:
+                self._canvases[size] = plan(size, self.tokenizer.spec.sizes, self.options.on_size)
+            except InputError as refused:
+                self._canvases[size] = str(refused)
+        return self._canvases[size]
 
     def _batch(self, batch: int, decoded: Iterable[Decoded]) -> "Encoded":
         groups = _Groups(self._pixels_at_once)
@@ -248,16 +256,14 @@ class BatchEncoder:
             index.append(one.index)
             error = one.error
             if one.pixels is not None:
-                try:
-                    size = (one.pixels.shape[-2], one.pixels.shape[-1])
-                    canvas = plan(size, self.tokenizer.spec.sizes, self.options.on_size)
-                except InputError as refused:
-                    error = f"{one.item.id}: {refused}"
+                canvas = self._canvas(one.pixels.shape[:2])
+                if isinstance(canvas, Canvas):
+                    full = groups.add(place, canvas, one.pixels)
+                else:
+                    error = f"{one.item.id}: {canvas}"
             if error is not None:
                 bad.append({"index": one.index, "id": one.item.id, "error": error})
                 full = groups.add_blank()
-            else:
-                full = groups.add(place, canvas, one.pixels)  # type: ignore[arg-type]
             parts += [self._encode(group, index, items) for group in full if group.real]
         parts += [self._encode(group, index, items) for group in groups.rest() if group.real]
         return Encoded(
@@ -279,7 +285,7 @@ class BatchEncoder:
         if "text" in self.tokenizer.spec.needs.encode:
             conditions["text"] = [items[row].caption or "" for row in rows]
         tokens = self.tokenizer.encode(
-            torch.cat(group.pixels),
+            torch.from_numpy(np.stack(group.pixels)).permute(0, 3, 1, 2),
             on_size=self.options.on_size,
             seed=[self.options.seed + index[row] for row in rows],
             **conditions,
@@ -292,7 +298,7 @@ class _Group:
     """Pictures of one canvas that the model sees together; a place is None where a blank fills in."""
 
     places: list[int | None]
-    pixels: list[Tensor]
+    pixels: list[np.ndarray]
 
     @property
     def real(self) -> bool:
@@ -307,14 +313,14 @@ class _Groups:
         self._limit = pixels_at_once
         self._waiting: dict[Canvas, _Group] = {}
         self._held = 0  # pixels in all groups
-        self._last: tuple[Canvas, Tensor] | None = None
+        self._last: tuple[Canvas, np.ndarray] | None = None
         self._owed = 0  # blanks before the first readable picture
 
-    def add(self, place: int, canvas: Canvas, pixels: Tensor) -> list[_Group]:
+    def add(self, place: int, canvas: Canvas, pixels: np.ndarray) -> list[_Group]:
         self._last = (canvas, pixels)
         full = []
         for _ in range(self._owed):
-            full += self._put(None, canvas, torch.zeros_like(pixels))
+            full += self._put(None, canvas, np.zeros_like(pixels))
         self._owed = 0
         return full + self._put(place, canvas, pixels)
 
@@ -324,25 +330,19 @@ class _Groups:
             self._owed += 1
             return []
         canvas, pixels = self._last
-        return self._put(None, canvas, torch.zeros_like(pixels))
+        return self._put(None, canvas, np.zeros_like(pixels))
 
     def rest(self) -> list[_Group]:
         groups, self._waiting, self._held = list(self._waiting.values()), {}, 0
         return groups
 
-    def _put(self, place: int | None, canvas: Canvas, pixels: Tensor) -> list[_Group]:
+    def _put(self, place: int | None, canvas: Canvas, pixels: np.ndarray) -> list[_Group]:
         group = self._waiting.setdefault(canvas, _Group([], []))
         group.places.append(place)
         group.pixels.append(pixels)
-        area = pixels.shape[-2] * pixels.shape[-1]
+        area = pixels.shape[0] * pixels.shape[1]
         self._held += area
         if (len(group.places) + 1) * area > self._limit:
             self._held -= len(group.places) * area
             return [self._waiting.pop(canvas)]
         return self.rest() if self._held > 4 * self._limit else []
-
-
-def _from_array(array: np.ndarray, channels: int) -> Tensor:
-    if channels == 1:  # a mask: any channel of an RGB picture that was grey
-        array = array[..., :1]
-    return to_pixels(array, channels)
