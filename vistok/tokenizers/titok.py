@@ -227,7 +227,7 @@ class TiTok(Tokenizer):
     ) -> Tensor:
         """Codes or vectors, of the captions `text` where the model reads them, to pixels in [0, 1]."""
         vectors = self.quantizer.decode(data.codes) if data.vectors is None else data.vectors  # type: ignore[arg-type]
-        return self.decoder(vectors.to(self.dtype), self.text_features(text, len(vectors))).clamp_(0, 1)
+        return self.decoder(vectors.to(self.dtype), self.text_features(text, len(vectors))).clamp(0, 1)
 
     def forward(  # type: ignore[override]
         self, pixels: Tensor, text: Any = None, seed: int | Sequence[int] | None = None
