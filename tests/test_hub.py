@@ -79,6 +79,7 @@ def test_the_hub_mixins_own_verbs(folder, tmp_path):
     tok.save_pretrained(tmp_path / "again")
     again = type(tok).from_pretrained(str(tmp_path / "again"))
     assert again.fingerprint == tok.fingerprint
+    assert Strata.from_pretrained(SAMPLE).config.levels[0].scale == 2
     assert {path.name for path in (tmp_path / "again").iterdir()} >= {"config.json", "model.safetensors"}
     with pytest.raises(TypeError, match="holds a Toy, not a Strata"):
         Strata.from_pretrained(str(tmp_path / "again"))

@@ -73,13 +73,25 @@ class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=[
         self.save(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, revision: str | None, **options: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]  # the mixin's would decode our config.json by its own rules
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The Hub mixin's verb: a model folder, or a Hub repository that holds one, in eval mode.
+
+        Of the mixin's further `options`, such as `token` or `cache_dir`, the Hub client's own settings serve here.
+        Raises TypeError when it holds another class of model.
+        """
         from vistok import hub
 
-        model = hub.load_path_or_hub(model_id, revision=revision, local_only=options.get("local_files_only", False))
+        model = hub.load_path_or_hub(str(pretrained_model_name_or_path), revision, local_files_only)
         if not isinstance(model, cls):
-            raise TypeError(f"{model_id} holds a {type(model).__name__}, not a {cls.__name__}")
-        return model
+            raise TypeError(f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model.eval()
 
 
 def hash_state(state: dict[str, Tensor]) -> str:
