@@ -1,5 +1,7 @@
 """The quantizers give their authors' numbers: outputs, codes, losses and gradients of every case."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from einops import rearrange
@@ -307,8 +309,7 @@ def check_ibq(case: Case) -> None:
     check(case, quantized=quantized, grad_z=z.grad, grad_codebook=quantizer.codebook.grad, codebook_entry=entry)
     check(case, quant_loss=out.losses["quantization"])
     check(case, sample_entropy=out.stats["sample_entropy"], avg_entropy=out.stats["batch_entropy"])
-    if weight:
-        check(case, entropy_loss=out.losses["entropy"] / weight)
+    check(case, entropy_loss=replace(entropy, weight=1.0).combine(*out.stats.values()))
     assert_close(out.codes.flatten(), io["indices"].flatten(), name="indices")
     losses = ("quant_loss", "sample_entropy", "avg_entropy", "entropy_loss")
     covered(case, "z", "grad_weight", "quantized", "grad_z", "grad_codebook", "codebook_entry", "indices", *losses)
@@ -324,7 +325,7 @@ def check_multiscale(case: Case) -> None:
         scales,
         metric="cosine" if c["using_znorm"] else "l2",
         convs=c["share_quant_resi"],
-        ratio=c["quant_resi"],
+        ratio=abs(c["quant_resi"]),
         commitment=c["beta"],
         commitment_over="sum" if folder else "mean",
     )

@@ -64,6 +64,13 @@ def test_commitment_is_a_mean_or_a_sum() -> None:
     torch.testing.assert_close(mean["codebook"], total["codebook"])
 
 
+def test_without_a_convolution_the_vectors_are_the_resized_rows() -> None:
+    q = quantizer((1, 2), ratio=0.0)
+    assert list(q.state_dict()) == ["codebook"]
+    codes = torch.tensor([[3, 0, 1, 2, 4]])
+    torch.testing.assert_close(q.decode(codes), q.codebook[codes[:, 1:]] + q.codebook[3])
+
+
 def test_latents_of_another_grid_and_shrinking_scales_are_refused() -> None:
     with pytest.raises(InputError, match=r"\(4, 4\) = 16 positions, got 9"):
         quantizer()(torch.zeros(1, 9, 3))

@@ -57,7 +57,8 @@ class Quantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Quantize `z` (B, N, D); in training mode, update the statistics that live in buffers.
 
-        Vectors have the dtype of `z`, float32 under autocast. Raises InputError for another shape or dtype.
+        Vectors have the dtype of `z`, float32 under autocast. Raises InputError for another shape or
+        dtype, and on a CPU for NaN or infinity (elsewhere the check would wait for the device).
         """
         with _full_precision(z):
             out = self._quantize(self._checked(z))
@@ -106,6 +107,7 @@ class Quantizer(nn.Module):
             )
         if not z.is_floating_point():
             raise InputError(f"{type(self).__name__} takes a floating-point latent, got {z.dtype}")
+        check_finite(z)
         return z if z.dtype == torch.float64 else z.float()
 
     def _dtype_out(self, z: Tensor) -> torch.dtype:
@@ -130,6 +132,14 @@ class Projection(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def check_finite(z: Tensor) -> None:
+    """Raise InputError for NaN or infinite `z`, on a CPU only: one pass there, a wait for the device elsewhere."""
+    if z.device.type == "cpu" and z.numel() and not torch.isfinite(torch.stack(torch.aminmax(z.detach()))).all():
+        raise InputError(
+            "the latent holds NaN or infinity; look at the encoder's weights, its input or the learning rate"
+        )
 
 
 def check_range(codes: Tensor, codebooks: Sequence[int], lowest: int = 0) -> None:

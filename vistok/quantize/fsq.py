@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError
 from vistok.quantize.base import Projection, Quantized, Quantizer, one_of, positive
 from vistok.quantize.rotation import floor_through, round_through
-from vistok.quantize.search import check_finite
 
 _MARGIN = 1e-3  # widens the bound so that the outermost levels can be reached
 
@@ -30,7 +29,7 @@ class FSQ(Quantizer):
     symmetric      levels at equal distances from -1 to 1, also for even L; needed for L = 2
     bound          "tanh", or "clamp" for latents that are bounded already
 
-    Raises ConfigError for fewer than 2 levels. `forward` never sees NaN on a CPU: InputError.
+    Raises ConfigError for fewer than 2 levels.
     """
 
     levels: Tensor
@@ -95,7 +94,6 @@ class FSQ(Quantizer):
         return (digits - half) / half
 
     def _points(self, z: Tensor) -> Tensor:
-        check_finite(z)
         return self.round(self.project_in(z).unflatten(-1, (self.num_codebooks, -1)))
 
     def _quantize(self, z: Tensor) -> Quantized:

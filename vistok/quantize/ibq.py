@@ -27,7 +27,7 @@ class IBQ(Quantizer):
     entropy     an EntropyTerm over softmax(z E^T / temperature); None turns it off
 
     Losses: "quantization" (mean((q - z)^2) on the soft path + mean((sg q - z)^2) + the beta term) and "entropy"; stats:
-    "sample_entropy", "batch_entropy". Raises ConfigError for illegal options, InputError for NaN on a CPU.
+    "sample_entropy", "batch_entropy". Raises ConfigError for illegal options.
     """
 
     def __init__(

@@ -17,7 +17,6 @@ from vistok.errors import ConfigError
 from vistok.quantize.base import Projection, Quantized, Quantizer, mean_square, one_of, positive, within
 from vistok.quantize.entropy import EntropyTerm, bit_entropies
 from vistok.quantize.rotation import straight_through
-from vistok.quantize.search import check_finite
 
 
 class LFQ(Quantizer):
@@ -32,8 +31,7 @@ class LFQ(Quantizer):
     entropy       an EntropyTerm, or None
     entropy_over  "codebook": each on its own, averaged; "joint": the code of all bits; "bit": see entropy.py
 
-    Losses: "commitment", "entropy"; stats: "sample_entropy", "batch_entropy". Raises ConfigError for illegal options,
-    InputError for NaN on a CPU.
+    Losses: "commitment", "entropy"; stats: "sample_entropy", "batch_entropy". Raises ConfigError for illegal options.
     """
 
     shifts: Tensor
@@ -78,7 +76,6 @@ class LFQ(Quantizer):
 
     def prepare(self, z: Tensor) -> Tensor:
         """The projected latent (B, N, bits) as signs, losses and entropy see it."""
-        check_finite(z)
         return self.project_in(z)
 
     def _values(self, ones: Tensor, bits: int) -> Tensor:

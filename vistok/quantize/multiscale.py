@@ -36,7 +36,7 @@ class MultiScaleVectorQuantizer(Quantizer):
     metric              "l2", or "cosine" to choose codes by angle; the rows themselves are used as they are
     convs               number of 3x3 convolutions: each scale takes the nearest in depth; 1 is shared by all, 0 means
                         one for each scale
-    ratio               r, the share of the convolution in its residual blend
+    ratio               r, the share of the convolution in its residual blend; at 0 there are no convolutions
     commitment          beta
     commitment_over     "mean" over scales (VAR), or their "sum" (ImageFolder)
     scale_dropout       share of the items for which a random number of the last scales is dropped in training; they
@@ -44,7 +44,7 @@ class MultiScaleVectorQuantizer(Quantizer):
     min_scales          scales that such an item keeps at least
 
     Losses: "commitment" = beta mean((f - sg f_hat_s)^2), "codebook" = mean((sg f - f_hat_s)^2), f_hat_s after each
-    scale. Raises ConfigError for illegal options, InputError for NaN on a CPU.
+    scale. Raises ConfigError for illegal options.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class MultiScaleVectorQuantizer(Quantizer):
         count = len(self.scales) if convs == 0 else convs
         self.conv_of_scale = tuple(range(count)) if convs == 0 else nearest_convs(len(self.scales), count)
         self.codebook = nn.Parameter(torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size))
-        self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(count))
+        self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(count if self.ratio else 0))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -223,6 +223,8 @@ class MultiScaleVectorQuantizer(Quantizer):
         grown = rearrange(rows, "b (h w) d -> b d h w", h=height, w=width).contiguous()
         if scale + 1 < len(self.scales):
             grown = _resize(grown, self.grid, "bicubic")
+        if not self.ratio:
+            return grown
         conv = self.convs[self.conv_of_scale[scale]]
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None

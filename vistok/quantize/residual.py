@@ -177,7 +177,7 @@ class ResidualVQ(ResidualQuantizer):
     dropout, min_levels   see ResidualQuantizer
     options     of VectorQuantizer (metric, learning, estimator, commitment, ...)
 
-    Raises ConfigError for illegal options, InputError for NaN on a CPU.
+    Raises ConfigError for illegal options.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class ResidualFSQ(ResidualQuantizer):
     times L^i, clamped to [-1, 1]. `bound="tanh"` squashes at every level instead, as older versions of
     vector-quantize-pytorch did. Other than `len(levels)`, `dim` brings linear projections around all levels.
 
-    No losses. Raises ConfigError for illegal options, InputError for NaN on a CPU.
+    No losses. Raises ConfigError for illegal options.
     """
 
     def __init__(

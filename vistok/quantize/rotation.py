@@ -19,8 +19,10 @@ _EPS = 1e-6
 
 
 def estimate(z: Tensor, q: Tensor, estimator: Estimator) -> Tensor:
-    """`q` in value, differentiable with respect to `z` the way `estimator` says."""
-    return rotate(z, q) if estimator == "rotation" else straight_through(z, q)
+    """`q` in value, differentiable with respect to `z` the way `estimator` says; exactly `q` where nothing needs it."""
+    if estimator == "rotation" and torch.is_grad_enabled() and z.requires_grad:
+        return rotate(z, q)
+    return straight_through(z, q)
 
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:

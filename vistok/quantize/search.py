@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vistok.errors import InputError
+from vistok.quantize.base import check_finite
 
 Metric = Literal["l2", "dot"]
 
@@ -24,7 +24,7 @@ def nearest(z: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
     """Index (M,) of the row of `codebook` (K, D) nearest to each row of `z` (M, D); the first of equal ones.
 
     `metric` "dot" takes the highest inner product instead (the nearest by angle where the rows have unit length).
-    No gradient. Raises InputError for NaN in `z` on a CPU; elsewhere the check would wait for the device.
+    No gradient. Raises InputError for NaN or infinity in `z` on a CPU; elsewhere the check would wait for the device.
     """
     return nearest_with_score(z, codebook, metric)[0]
 
@@ -64,12 +64,6 @@ def nearest_with_score(z: Tensor, codebook: Tensor, metric: Metric = "l2") -> tu
             winner = winner - part[:, :-1].square().sum(1) / 2
         best[start : start + rows] = winner
     return codes, best
-
-
-def check_finite(z: Tensor) -> None:
-    """Raise InputError for NaN in `z`, on a CPU only: one pass over z there, a wait for the device elsewhere."""
-    if z.device.type == "cpu" and z.numel() and torch.isnan(z.detach().amax()):
-        raise InputError("the latent holds NaN; look at the encoder's weights, its input or the learning rate")
 
 
 def _table(codebook: Tensor, metric: Metric) -> tuple[Tensor, int]:

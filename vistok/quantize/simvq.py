@@ -23,7 +23,7 @@ class SimVQ(Quantizer):
     commitment       weight of mean((z - sg q)^2)
     codebook_weight  weight of mean((sg z - q)^2)
 
-    Losses: "commitment", "codebook". Raises ConfigError for illegal options, InputError for NaN on a CPU.
+    Losses: "commitment", "codebook". Raises ConfigError for illegal options.
     """
 
     frozen: Tensor  # (K, D0)

@@ -46,8 +46,7 @@ class VectorQuantizer(Quantizer):
                         alike in all processes from `seed`; 0 turns it off, 1 or 2 are usual. Not with "cvq"
 
     Losses: "commitment", "codebook", "entropy"; stats: "sample_entropy", "batch_entropy". Statistics move in training
-    mode only, also under no_grad: call eval() to freeze them. Raises ConfigError for illegal options, InputError for
-    NaN on a CPU (elsewhere the check would wait for the device).
+    mode only, also under no_grad: call eval() to freeze them. Raises ConfigError for illegal options.
     """
 
     codebook: Tensor  # (K, D); a parameter, or a buffer with learning="ema"
