@@ -232,32 +232,34 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
         print(json.dumps(measure(library, job, int(dim), int(count), args.threads, args.repeats)))
         return
-    load = os.getloadavg()[0]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for job in args.jobs:
         for dim in args.dims:
-            rows.append(compare(job, dim, args))
+            load = os.getloadavg()[0]
+            rows.append(compare(job, dim, args) | {"load_before": round(load, 1)})
             print(table(rows[-1:]), flush=True)
+            write(args, rows)
+    met = all(row["speed"] >= BARS["speed"] and row["memory"] >= BARS["memory"] for row in rows)
+    print("\n" + table(rows))
+    print(f"bars (speed {BARS['speed']}x, memory {BARS['memory']}x) {'met' if met else 'MISSED'} -> {args.out}")
+
+
+def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """The rows so far, so that a run that is cut short leaves what it measured."""
     result = {
-        "command": "python benchmarks/quantize.py",
-        "n": args.latents,
+        "command": "python benchmarks/quantize.py " + " ".join(sys.argv[1:]),
+        "latents_asked": args.latents,
         "codebook_size": K,
         "threads": args.threads,
         "rounds": args.rounds,
         "repeats": args.repeats,
         "machine": machine(),
-        "load_before": load,
         "versions": versions(),
         "bars": BARS,
         "rows": rows,
-        "met": all(row["speed"] >= BARS["speed"] and row["memory"] >= BARS["memory"] for row in rows),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print("\n" + table(rows))
-    print(
-        f"bars (speed {BARS['speed']}x, memory {BARS['memory']}x) {'met' if result['met'] else 'MISSED'} -> {args.out}"
-    )
 
 
 def machine() -> str:
