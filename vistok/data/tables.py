@@ -6,8 +6,10 @@ caption a string column (or a list of strings, of which the first counts), by th
 
 import json
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ CACHE_BYTES = 512 * 2**20
 
 
 class ParquetSource(Source):
-    """Rows of parquet files; ids are `file/row`. Row groups are read when asked for and the last used are kept.
+    """Rows of parquet files; ids are `file/row`. Row groups are read when asked for and the last ones are kept.
 
     At most `cache_bytes` of compressed pictures are held. Shuffled access to more than that reads a row group for
     almost every item: give a `datasets` id then, which maps its rows into memory.
@@ -37,7 +39,8 @@ class ParquetSource(Source):
         self.name = paths[0].stem if len(paths) == 1 else root.name
         self._paths, self._root, self._max_pixels, self._cache_bytes = list(paths), root, max_pixels, cache_bytes
         self._shards = [within(path, root) for path in self._paths]
-        self._groups: list[tuple[int, int, int, int]] = []  # first item, rows, file, row group
+        self._groups: list[tuple[int, int]] = []  # file, row group
+        self._starts: list[int] = []  # first item of each group
         self._firsts: list[int] = []  # first item of each file
         total, schema = 0, None
         for number, path in enumerate(self._paths):
@@ -51,7 +54,8 @@ class ParquetSource(Source):
                     for group in range(file.num_row_groups):
                         rows = file.metadata.row_group(group).num_rows
                         if rows:
-                            self._groups.append((total, rows, number, group))
+                            self._groups.append((number, group))
+                            self._starts.append(total)
                         total += rows
             except (OSError, ValueError) as error:
                 if isinstance(error, FormatError):
@@ -69,55 +73,83 @@ class ParquetSource(Source):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._cache: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._cache: OrderedDict[int, _Rows] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._total
 
     def item(self, index: int) -> Item:
-        first, _, number, group = self._groups[_last_at_most(self._groups, index)]
-        row = index - first
-        label, caption = self._label, self._caption
-        item = Item(
-            f"{self._shards[number]}/{index - self._firsts[number]:06d}",
-            lambda: self._picture(number, group, row),
-            max_pixels=self._max_pixels,
-        )
-        if label is not None or caption is not None:
-            table = self._table(number, group)
-            if label is not None:
-                item.label = table.column(label)[row].as_py()
-            if caption is not None:
-                item.caption = _first_text(table.column(caption)[row].as_py())
+        place = bisect_right(self._starts, index) - 1
+        number = self._groups[place][0]
+        row = index - self._starts[place]
+        name = f"{self._shards[number]}/{index - self._firsts[number]:06d}"
+        item = Item(name, lambda: self._picture(place, row), max_pixels=self._max_pixels)
+        if self.labelled or self.captioned:
+            rows = self._rows(place)
+            item.label = rows.labels[row] if rows.labels else None
+            item.caption = _first_text(rows.captions[row]) if rows.captions else None
         return item
 
-    def _picture(self, number: int, group: int, row: int) -> bytes | Path:
-        value = self._table(number, group).column(self._image)[row].as_py()
-        return _encoded(value, self._paths[number].parent, f"row {row} of row group {group}")
+    def _picture(self, place: int, row: int) -> bytes | Path:
+        rows = self._rows(place)
+        data = rows.pictures[row].as_py()
+        if data is not None:
+            return data
+        path = rows.paths[row].as_py() if rows.paths is not None else None
+        if not path:
+            raise FormatError(f"row {row} of row group {self._groups[place][1]} holds no picture")
+        return self._paths[self._groups[place][0]].parent / path
 
-    def _table(self, number: int, group: int) -> Any:
+    def _rows(self, place: int) -> "_Rows":
+        """The columns of a row group, read once. What is cached is found without waiting for readers of others."""
+        rows = self._cache.get(place)
+        if rows is not None:
+            return rows
+        with self._lock:
+            if place not in self._cache:
+                self._cache[place] = self._read(*self._groups[place])
+                while len(self._cache) > 1 and sum(kept.bytes for kept in self._cache.values()) > self._cache_bytes:
+                    self._cache.popitem(last=False)
+            return self._cache[place]
+
+    def _read(self, number: int, group: int) -> "_Rows":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        key = (number, group)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-            try:
-                with pq.ParquetFile(self._paths[number], memory_map=True) as file:
-                    table = file.read_row_group(group, columns=self._columns, use_threads=False)
-            except (OSError, ValueError) as error:
-                raise FormatError(f"{self._paths[number].name}, row group {group}: {_line(error)}") from error
-            self._cache[key] = table
-            while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
-                self._cache.popitem(last=False)
-            return table
+        try:
+            with pq.ParquetFile(self._paths[number], memory_map=True) as file:
+                table = file.read_row_group(group, columns=self._columns, use_threads=False)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{self._paths[number].name}, row group {group}: {_line(error)}") from error
+        pictures, paths = table.column(self._image).combine_chunks(), None
+        if pa.types.is_struct(pictures.type):
+            if pictures.type.get_field_index("path") >= 0:
+                paths = pictures.field("path")
+            pictures = pictures.field("bytes")
+        return _Rows(
+            pictures,
+            paths,
+            table.column(self._label).to_pylist() if self._label else None,
+            table.column(self._caption).to_pylist() if self._caption else None,
+            table.nbytes,
+        )
 
     def _contents(self) -> Iterator[str]:
         for path in self._paths:
             yield f"{within(path, self._root)} {path.stat().st_size}"
         yield " ".join(self._columns)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A row group taken apart: Arrow arrays of encoded pictures and of paths, lists of labels and captions."""
+
+    pictures: Any
+    paths: Any
+    labels: list[int | None] | None
+    captions: list[Any] | None
+    bytes: int
 
 
 class DatasetsSource(Source):
@@ -251,12 +283,6 @@ def _first_text(value: Any) -> str | None:
     if isinstance(value, list):
         value = value[0] if value else None
     return None if value is None else str(value)
-
-
-def _last_at_most(groups: list[tuple[int, int, int, int]], index: int) -> int:
-    from bisect import bisect_right
-
-    return bisect_right(groups, index, key=lambda group: group[0]) - 1
 
 
 def _line(error: Exception) -> str:
