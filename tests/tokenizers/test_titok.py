@@ -242,6 +242,15 @@ def test_first_stage_learns_proxy_codes():
         model.eval().decode(model.encode(draw(1, 3, 32, 32)))
 
 
+def test_first_stage_decodes_through_its_teacher():
+    """As docs/systems/titok.md shows it."""
+    teacher = vistok.create("vqgan-maskgit-tiny")
+    first_stage = make("titok-tiny-proxy", decoder_patch=4, proxy_codes=64)
+    logits = first_stage.decoder.logits(first_stage.embed(first_stage.encode(draw(2, 3, 32, 32))))
+    codes = vistok.Tokens(teacher.spec.at((32, 32)).segments, codes=logits.argmax(-1))
+    assert teacher.decode(codes).shape == (2, 3, 32, 32)
+
+
 def test_second_stage_leaves_the_encoding_side_alone():
     model = make("titok-tiny").train()
     assert not model.encoder.training
@@ -388,3 +397,18 @@ def test_two_patch_sizes():
     assert model.decode(model.encode(pixels)).shape == pixels.shape
     seen = TiTokConfig(**fields_of_state(key_table(model.config).to_theirs(model.state_dict())))
     assert (seen.encoder_patch, seen.decoder_patch, seen.image_size) == (8, 4, 32)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_training_under_autocast(name):
+    """Recipes train in bf16: terms stay finite and near those of float32."""
+    model = make(name).train()
+    codes = torch.randint(32, (2, 16), generator=torch.Generator().manual_seed(0))
+    batch = {"pixels": draw(2, 3, 32, 32), "proxy_codes": codes, **conditions(model)}
+    model.quantizer.eval()  # so that no codebook moves between the two
+    exact = model.loss(batch, 0, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.loss(batch, 0, torch.Generator().manual_seed(0))
+    sum(rounded.values()).backward()
+    for term in exact:
+        torch.testing.assert_close(rounded[term].float(), exact[term], rtol=0.1, atol=0.02)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistok.errors import InputError, MissingExtraError, VistokError
+from vistok.errors import InputError, VistokError
+from vistok.extras import import_extra
 
 _loaded: dict[tuple[str, str], tuple[Any, Any]] = {}
 
@@ -41,16 +42,10 @@ def clip_text_features(
 
 def _load(model: str, device: str) -> tuple[Any, Any]:
     if (model, device) not in _loaded:
+        transformers = import_extra("transformers", "models")
         try:
-            from transformers import CLIPTextModel, CLIPTokenizer
-        except ImportError as error:
-            raise MissingExtraError(
-                "encoding text needs the transformers package: pip install 'vistok[models]', "
-                "or pass the text's features (B, 77, 768) instead of strings"
-            ) from error
-        try:
-            tower = CLIPTextModel.from_pretrained(model).eval().requires_grad_(False).to(device)
-            _loaded[model, device] = CLIPTokenizer.from_pretrained(model), tower
+            tower = transformers.CLIPTextModel.from_pretrained(model).eval().requires_grad_(False).to(device)
+            _loaded[model, device] = transformers.CLIPTokenizer.from_pretrained(model), tower
         except OSError as error:
             raise VistokError(
                 f"cannot get the text model {model!r} ({str(error).splitlines()[0]}); check the network, or pass the "
