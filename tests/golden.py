@@ -5,7 +5,8 @@ They hold a clone that has no parity cases: whoever changes a number sees it her
 
 The rule: `numpy.random.RandomState(0)` draws, in the order of sorted names, every floating tensor of the state dict,
 from a normal distribution divided by the square root of its fan-in. Vectors are 0.1 of one, around 1 where their
-name ends in "weight"; variances and counts are made positive. Pictures come from `RandomState(1)`, captions from `RandomState(2)`.
+name ends in "weight"; variances and counts are made positive. Pictures come from `RandomState(1)`, captions from
+`RandomState(2)`.
 """
 
 import json
