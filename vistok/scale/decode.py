@@ -67,6 +67,7 @@ def decode_store(
     folder = Path(folder)
     files = [folder / name for name in file_names(store.ids, suffix)]
     _claim(folder, files, _record(store, length, suffix), overwrite)
+    _remove_leftovers([folder / RECORD, *files])
     whole = [not overwrite and _is_whole(file) for file in files]
     done = sum(whole)
     progress(done, len(files))
@@ -173,6 +174,15 @@ def _claim(folder: Path, files: list[Path], record: dict[str, Any], overwrite: b
         if there is not None:
             raise OutputError(f"{there} exists and was not written by this command; --overwrite replaces it")
     write_atomically(path, (json.dumps(record) + "\n").encode())
+
+
+def _remove_leftovers(files: list[Path]) -> None:
+    """Temporary files of these, left by a process that was killed while it wrote them."""
+    names = set(files)
+    for folder in {file.parent for file in files}:
+        for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+            if path.with_name(path.name[1:].rsplit(".", 2)[0]) in names:  # .NAME.random.tmp
+                path.unlink(missing_ok=True)
 
 
 def _is_whole(file: Path) -> bool:
