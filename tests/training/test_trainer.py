@@ -305,12 +305,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
         assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.model.values() if tensor.is_floating_point())
 
 
-def test_a_gradient_that_is_not_finite_names_the_parameter(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_gradient_that_is_not_finite_names_the_parameter(value, photos, tmp_path, monkeypatch):
     original = pupil.Pupil.loss
 
     def poison(self, batch, step, rng):
         terms = original(self, batch, step, rng)
-        self.decoder.bias.register_hook(lambda grad: grad * float("inf")) if step == 5 else None
+        if step == 5:
+            self.decoder.bias.register_hook(lambda grad: grad * float(value))
         return terms
 
     monkeypatch.setattr(pupil.Pupil, "loss", poison)

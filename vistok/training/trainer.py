@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import vistok
 from vistok.data.images import write_image
@@ -186,17 +187,18 @@ class Trainer:
                 weighted = self._weigh(objective(part, step, rng), recipe.loss)
                 stacked = torch.stack([value.float() for value in weighted.values()]) / settings.accumulate
                 values = stacked.detach() if values is None else values + stacked.detach()
-                if self.device.type == "cpu":
-                    self._check(values, None)
                 self.accelerator.backward(stacked.sum())
         assert values is not None
-        bound = recipe.optimizer.clip if recipe.optimizer.clip is not None else math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), bound)
-        sums = torch.cat([values, torch.as_tensor(norm, device=values.device).float().reshape(1)])
-        if self.device.type == "cpu" and self.settings.precision != "fp16":
-            self._check(values, norm)
-        optimizer.step()
+        self.accelerator.unscale_gradients(optimizer)
+        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in trained])  # type: ignore[misc]
+        sums = torch.cat([values, norm.to(values).reshape(1)])
         self.latest_values = sums
+        if self.device.type == "cpu":  # elsewhere only where a row or a checkpoint is due: looking costs a wait
+            self._check()
+        if recipe.optimizer.clip is not None:  # after the check, which would find every gradient spoilt by a NaN norm
+            clip_grads_with_norm_(trained, recipe.optimizer.clip, norm)
+        optimizer.step()
         if hasattr(self.model, "after_step"):
             self.model.after_step(step)
         if self.ema is not None:
@@ -215,7 +217,7 @@ class Trainer:
         saves = _due(step, settings.checkpoint_every, end)
         stopping = self._stopping()
         if logs or saves or stopping:
-            self._check(self.latest_values[:-1], self.latest_values[-1] if settings.precision != "fp16" else None)
+            self._check()
         if logs:
             self._write_row()
         if validates or samples or saves or stopping:
@@ -293,12 +295,13 @@ class Trainer:
             self.weights_fit = True
         return {name: value * weights[name] if name in weights else value for name, value in terms.items()}
 
-    def _check(self, values: Tensor, norm: Any) -> None:
-        """Raise DivergedError, with the term or the parameter, unless all is finite."""
-        finite = torch.isfinite(values)
-        if bool(finite.all()) and (norm is None or math.isfinite(float(norm))):
+    def _check(self) -> None:
+        """Raise DivergedError, with the term or the parameter, unless the latest terms and gradient are finite."""
+        scaled = self.settings.precision == "fp16"  # where infinite gradients are how the loss scale finds its size
+        values = self.latest_values[:-1] if scaled else self.latest_values
+        if bool(torch.isfinite(values).all()):
             return
-        found = dict(zip(self.terms, values.tolist(), strict=True))
+        found = dict(zip(self.terms, values.tolist(), strict=False))  # the gradient's norm, the last, has no name
         names = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
         if names:
             told = f"loss term {', '.join(names)}"
