@@ -47,7 +47,7 @@ def test_what_is_there_and_whole_is_kept(tmp_path, store, toy):
     paths[6].write_bytes(paths[6].read_bytes()[:40])
     paths[9].write_bytes(b"")
     (tmp_path / "out" / "c0" / ".0000.png.x1_y2z3w.tmp").write_bytes(b"half")
-    (tmp_path / "out" / ".vistok-decode.json.abc.tmp").write_bytes(b"half")
+    (tmp_path / "out" / "..vistok-decode.json.abc.tmp").write_bytes(b"half")
     (tmp_path / "out" / "c0" / ".mine.tmp").touch()
     times = [path.stat().st_mtime_ns if path.exists() else None for path in paths]
     report = decode_store(store, toy, tmp_path / "out", batch_size=4)
