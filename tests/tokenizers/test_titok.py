@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import vistok
 from vistok.checkpoints import convert_file
-from vistok.errors import ConfigError, InputError, MissingExtraError
+from vistok.errors import ConfigError, InputError, MismatchError, MissingExtraError
 from vistok.nn import clip_text
 from vistok.tokenizers._titok_keys import fields_of_state
 from vistok.tokenizers.titok import VARIANTS, TiTok, TiTokConfig, configure, key_table, recognise
@@ -346,7 +346,8 @@ def test_checkpoints_go_out_and_come_back(name):
     model = make(name)
     table = key_table(model.config)
     theirs = table.to_theirs(model.state_dict())
-    assert recognise(theirs) is None  # of no published size, so its heads are unknown
+    with pytest.raises(ConfigError, match="widths 32 and 32"):
+        recognise(theirs)
     seen = TiTokConfig(**fields_of_state(theirs))
     assert (seen.tokens, seen.latent, seen.legacy, seen.text) == (
         model.config.tokens,
@@ -372,6 +373,8 @@ def test_an_authors_file_becomes_a_model_folder(name, tmp_path):
     model, pixels = make(name), draw(2, 3, 32, 32)
     save_file(key_table(model.config).to_theirs(model.state_dict()), tmp_path / "authors.safetensors")
     model.save(tmp_path / "ours")
+    with pytest.raises(MismatchError, match="pass its config"):
+        convert_file(tmp_path / "authors.safetensors", "titok", tmp_path / "new")
     told = convert_file(
         tmp_path / "authors.safetensors", "titok", tmp_path / "new", config=tmp_path / "ours" / "config.json"
     )

@@ -359,13 +359,16 @@ def key_table(config: TiTokConfig) -> KeyTable:
 
 
 def recognise(state: State) -> TiTokConfig | None:
-    """The config that an authors' state dict fits, from its shapes; None where it is no TiTok of the named sizes.
+    """The config that an authors' state dict fits, from its shapes; None where it is no TiTok.
 
-    The number of heads cannot be seen, so other sizes need their config.
+    Raises ConfigError for sizes that are not the authors' named ones: the number of heads cannot be seen.
     """
     fields = _titok_keys.fields_of_state(state)
-    if fields is None or not {fields["encoder"], fields["decoder"]} <= {SMALL, BASE, LARGE}:
+    if fields is None:
         return None
+    if not {fields["encoder"], fields["decoder"]} <= {SMALL, BASE, LARGE}:
+        widths = f"{fields['encoder'].width} and {fields['decoder'].width}"
+        raise ConfigError(f"a TiTok of widths {widths}, no published size: heads do not show, pass its config")
     return TiTokConfig(**fields)
 
 
