@@ -35,9 +35,11 @@ def command(
     picture = read_image(image)  # before anything heavy: most mistakes are in the paths
 
     from vistok.cli.loading import load_tokenizer
-    from vistok.compressed import compress
 
     tokenizer = load_tokenizer(model, device)
+
+    from vistok.compressed import compress
+
     data = compress(tokenizer, picture, length=length, bpp=bpp)
     write_atomically(output, data)
     width, height = picture.size

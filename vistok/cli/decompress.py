@@ -23,14 +23,16 @@ def command(
 
     if output.suffix.lower() not in FORMATS:
         raise InputError(f"{output}: no image format ends in {output.suffix!r}; expected .png, .jpg, .webp, ...")
-    if output.exists() and output.samefile(file):
+    if output.exists() and file.exists() and output.samefile(file):
         raise InputError(f"{output} is the compressed file itself")
     data = file.read_bytes()
 
     from vistok.cli.loading import load_tokenizer
-    from vistok.compressed import decompress
 
     tokenizer = load_tokenizer(model, device)
+
+    from vistok.compressed import decompress
+
     pixels = decompress(tokenizer, data)
     write_image(output, pixels)
     height, width = pixels.shape[-2:]

@@ -58,7 +58,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         save_file(_apart(checkpoint.model), temporary / "model.safetensors")
         if checkpoint.ema is not None:
             save_file(_apart(checkpoint.ema), temporary / "ema.safetensors")
-        torch.save(checkpoint.state, temporary / "state.pt")
+        with open(temporary / "state.pt", "wb") as file:
+            torch.save(checkpoint.state, file)
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
         facts = {"version": VERSION, "step": checkpoint.step, "stage": checkpoint.stage, "files": files}
         (temporary / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -66,9 +67,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors hide a full disk in theirs
+    except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides a full disk
+        told = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
         raise OutputError(f"cannot write the checkpoint {final}: {told}; the one before it is kept") from error
     for old in steps_in(folder)[:-KEEP]:
         shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
