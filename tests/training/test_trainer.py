@@ -19,6 +19,7 @@ from tests.training import pupil
 from vistok.errors import ConfigError, FormatError, InputError, MismatchError, OutputError, VistokError
 from vistok.training import checkpoint, trainer
 from vistok.training.recipe import Recipe, check
+from vistok.training.run import RunFolder
 from vistok.training.trainer import DivergedError, StoppedError, train
 
 ROOT = Path(__file__).parents[2]
@@ -464,11 +465,29 @@ def test_unreadable_pictures_are_skipped_and_counted(photos, tmp_path):
     assert "ETA" in text.getvalue()
 
 
-def test_weights_to_start_from(photos, tmp_path):
+def test_weights_to_start_from_are_not_drawn_anew(photos, tmp_path, monkeypatch):
     left = train(make(steps=2), photos, tmp_path / "run")
+    monkeypatch.setattr(pupil.Pupil, "initialise", lambda *_: pytest.fail("the codebook has been learnt already"))
     recipe = check(make().plain() | {"model": {"init": str(left)}}, "fine-tuning")
     again = train(recipe, photos, tmp_path / "tuned")
     assert vistok.load(again).steps_seen == 2 + 12
+
+
+def test_a_kill_between_the_last_checkpoint_and_its_model_is_mended(photos, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    original = RunFolder.save_model
+
+    def die(self, model):
+        if model.steps_seen == 12:
+            raise Killed
+        original(self, model)
+
+    monkeypatch.setattr(RunFolder, "save_model", die)
+    with pytest.raises(Killed):
+        train(make(), photos, run)
+    assert vistok.load(run / "model").steps_seen == 8
+    monkeypatch.undo()
+    assert vistok.load(train(make(), photos, run, resume=True)).steps_seen == 12
 
 
 def test_errors_are_of_the_library():

@@ -140,8 +140,10 @@ class Trainer:
             if self.skipped:
                 told = next(iter(self.skipped.values()))
                 self.display.note(f"{len(self.skipped)} pictures cannot be read and were skipped, such as: {told}")
-            if self.saved_at != self.step or not self.folder.model.exists():
+            if self.saved_at != self.step:
                 self._save()
+            elif self.main and self.resumed and self.resumed.step == self.total:
+                self.folder.save_model(self._evaluated())  # a kill may have come between the checkpoint and its model
         finally:
             self.display.close()
             self.curves.close()
@@ -236,7 +238,7 @@ class Trainer:
 
     def _prepare_weights(self) -> None:
         """Weights from the checkpoint, or fresh ones with whatever the model draws from data."""
-        if self.resumed is None and hasattr(self.model, "initialise"):
+        if self.resumed is None and self.recipe.model.init is None and hasattr(self.model, "initialise"):
             self.model.train()
             loader = self._loader(self.stages[0][1], rank=0, world=1)
             batches = loader.batches(0)
