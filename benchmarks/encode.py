@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import vistok
+from vistok.catalogue import DEFAULT_MODEL
 from vistok.data.sources import Source, open_source
 from vistok.scale.encode import EncodeOptions, encode_source
 from vistok.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     source = open_source(given.source).first(given.items)
-    name = given.model or vistok.registry.DEFAULT_MODEL
+    name = given.model or DEFAULT_MODEL
     tokenizer = (vistok.create if given.fresh else vistok.load)(name, device=given.device)
     batches = decoded(source, given.batch_size)
     bare_seconds, store_seconds, bare_cpu, store_cpu = [], [], [], []
