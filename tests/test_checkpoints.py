@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -116,6 +118,22 @@ def test_old_torch_files_and_framework_objects_beside_the_weights(state, tmp_pat
     assert checkpoints.read(tmp_path / "args.pt").keys() == state.keys()
 
 
+def test_lightning_files_load_without_lightning(state, tmp_path, monkeypatch):
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+        monkeypatch.setitem(sys.modules, part, ModuleType(part))
+    callback = type("ModelCheckpoint", (), {"__module__": name, "ran": []})
+    callback.__setstate__ = lambda self, fields: callback.ran.append(fields)
+    sys.modules[name].ModelCheckpoint = callback
+    one = callback()
+    one.best = 3
+    torch.save({"state_dict": state, "callbacks": {callback: {"best": 1}}, "more": [one]}, tmp_path / "last.ckpt")
+    assert checkpoints.read(tmp_path / "last.ckpt").keys() == state.keys()
+    assert callback.ran == []  # its own class was never asked
+    monkeypatch.undo()
+    assert checkpoints.read(tmp_path / "last.ckpt").keys() == state.keys()
+
+
 def test_judges_in_lightning_files_are_dropped(state, tmp_path):
     torch.save({"state_dict": state | {"loss.perceptual_loss.lin0.model.1.weight": torch.ones(1)}}, tmp_path / "f.ckpt")
     convert(tmp_path / "f.ckpt", tmp_path / "model")
@@ -153,6 +171,7 @@ class Bomb:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_malicious_pickles_are_refused_and_never_run(state, tmp_path, zipped):
     marker = tmp_path / "it-ran"

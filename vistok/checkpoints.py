@@ -9,14 +9,10 @@ Published weights are downloaded once through the Hugging Face Hub, checked, con
 in `$VISTOK_CACHE` (default `~/.cache/vistok`).
 """
 
-import argparse
 import hashlib
 import os
-import pickle
-import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +27,7 @@ from vistok.errors import ConfigError, FormatError, InputError, MismatchError, O
 from vistok.files import write_atomically
 from vistok.keys import Drop, Fuse, KeyTable, Rename, Split, few
 from vistok.model import Model
+from vistok.pickles import read_pickle
 from vistok.registry import System, find_system, systems
 
 __all__ = ["Converted", "Drop", "Fuse", "KeyTable", "Rename", "Split", "convert", "load_published", "read"]
@@ -41,28 +38,6 @@ PREFIXES = ("model.", "ema_model.", "tokenizer.")  # an attribute of whoever tra
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
-
-
-class _Inert:
-    """Stands in for objects that training frameworks leave in checkpoints; it holds nothing and does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-# Names found beside the weights in Lightning's and LlamaGen's files. Their own classes are never looked up.
-_STAND_INS: list[Any] = [
-    (_Inert, name)
-    for name in (
-        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
-        "pytorch_lightning.utilities.parsing.AttributeDict",
-    )
-] + [argparse.Namespace]
 
 
 def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -80,35 +55,7 @@ def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
         start = file.read(9)
     if path.suffix == ".safetensors" or start[8:] == b"{":
         return _without_prefixes(tensorfile.read(path)[0])
-    return _without_prefixes(_unwrap(_load_pickle(path), path, key))
-
-
-def _load_pickle(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
-    try:
-        if zipped:  # torch does not look at the checksums of its own archives
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise FormatError(f"{path} is damaged at {damaged}: its checksum does not match; get the file again")
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)|callable (\S+)|class (\S+)", str(error))
-        if wanted is None:
-            raise FormatError(f"{path} is damaged or not a PyTorch checkpoint: {_reason(error)}") from error
-        raise FormatError(
-            f"{path} is refused: it asks for {next(filter(None, wanted.groups()))}, and a file that holds more than "
-            "tensors could run any code. If you trust it, save its state dict alone, as safetensors, elsewhere"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, AttributeError, IndexError) as error:
-        raise FormatError(f"{path} is damaged or not a PyTorch checkpoint: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What torch has to say, without its advice to load the file unsafely."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return _without_prefixes(_unwrap(read_pickle(path), path, key))
 
 
 def _unwrap(plain: Any, path: Path, key: str | None) -> dict[str, Tensor]:
@@ -185,6 +132,8 @@ def convert(state: Mapping[str, Tensor], slug: str, config: Any = None, *, force
     config = config or found
     try:
         if config is None:
+            if system.recognise:
+                system.recognise(state)  # may say why, in a ConfigError
             raise MismatchError(f"this is no {slug} checkpoint (its first keys: {few(list(state))})")
         ours = key_table(system, config).to_ours(state)
         with torch.device("meta"):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError
-from vistok.keys import Drop, Fuse, KeyTable, Rename, Rule
+from vistok.keys import Drop, KeyTable, Rename, Rule
 from vistok.layout import Segment, Sizes, TokenSpec
 from vistok.losses.adversarial import AdversarialLoss
 from vistok.nn.cnn import CNNConfig, CNNDecoder, CNNEncoder
@@ -29,8 +29,7 @@ from vistok.quantize import EntropyTerm, Quantizer, VectorQuantizer
 from vistok.quantize.gumbel import GumbelQuantizer
 from vistok.registry import System
 from vistok.tokenizer import Tokenizer
-
-Family = Literal["taming", "maskgit", "llamagen"]
+from vistok.tokenizers._vqgan_keys import Family, as_linear, as_pixelwise, cnn_rules
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def key_table(config: VQGANConfig) -> KeyTable:
     ]
     if config.codebook == "gumbel":
         rules += [
-            Rename("quantize.proj.*", "quantizer.logits.*", into=_as_linear, back=_as_pixelwise),
+            Rename("quantize.proj.*", "quantizer.logits.*", into=as_linear, back=as_pixelwise),
             Rename("quantize.embed.weight", "quantizer.codebook"),
         ]
     else:
@@ -264,61 +263,6 @@ def key_table(config: VQGANConfig) -> KeyTable:
         ring = {"quantize.codebook_used": torch.zeros(65536)}
         rules.append(Drop("quantize.codebook_used", restore=lambda ours: ring))
     return KeyTable(*rules)
-
-
-def cnn_rules(
-    family: Family, side: Literal["encoder", "decoder"], theirs: str, ours: str, levels: int = 5
-) -> list[Rule]:
-    """Rules for one CNN of `levels` levels, under the prefix `theirs` in the authors' file and `ours` in the model."""
-    up = "upsample_conv" if family == "maskgit" else "upsample.conv"
-    resample = "downsample.conv" if side == "encoder" else up
-    if family == "llamagen":
-        rules = _level_rules(f"{theirs}conv_blocks.#.", f"{ours}levels.#.", "res", resample)
-        rules += _attention_rules(f"{theirs}mid.1.", f"{ours}middle.1.")
-        rules += _block_rules(f"{theirs}mid.#.", f"{ours}middle.#.")
-    elif side == "encoder":
-        rules = _level_rules(f"{theirs}down.#.", f"{ours}levels.#.", "block", resample)
-    else:  # theirs count levels from full resolution, ours in the order of execution
-        rules = []
-        for level in range(levels):
-            rules += _level_rules(f"{theirs}up.{levels - 1 - level}.", f"{ours}levels.{level}.", "block", resample)
-    if family == "maskgit":
-        rules += _block_rules(f"{theirs}mid.#.", f"{ours}middle.#.")
-    if family == "taming":
-        rules += _block_rules(f"{theirs}mid.block_1.", f"{ours}middle.0.")
-        rules += _attention_rules(f"{theirs}mid.attn_1.", f"{ours}middle.1.")
-        rules += _block_rules(f"{theirs}mid.block_2.", f"{ours}middle.2.")
-    return [*rules, *(Rename(f"{theirs}{name}.*", f"{ours}{name}.*") for name in ("conv_in", "norm_out", "conv_out"))]
-
-
-def _level_rules(theirs: str, ours: str, block: str, resample: str) -> list[Rule]:
-    return [
-        *_block_rules(f"{theirs}{block}.#.", f"{ours}blocks.#."),
-        *_attention_rules(f"{theirs}attn.#.", f"{ours}attentions.#."),
-        Rename(f"{theirs}{resample}.*", f"{ours}resample.conv.*"),
-    ]
-
-
-def _block_rules(theirs: str, ours: str) -> list[Rule]:
-    same = [Rename(f"{theirs}{name}.*", f"{ours}{name}.*") for name in ("norm1", "conv1", "norm2", "conv2")]
-    return [*same, Rename(f"{theirs}nin_shortcut.*", f"{ours}shortcut.*")]
-
-
-def _attention_rules(theirs: str, ours: str) -> list[Rule]:
-    parts = (f"{theirs}q.*", f"{theirs}k.*", f"{theirs}v.*")
-    return [
-        Fuse(parts, f"{ours}qkv.*", into=_as_linear, back=_as_pixelwise),
-        Rename(f"{theirs}proj_out.*", f"{ours}out.*", into=_as_linear, back=_as_pixelwise),
-        Rename(f"{theirs}norm.*", f"{ours}norm.*"),
-    ]
-
-
-def _as_linear(weight: Tensor) -> Tensor:
-    return weight.flatten(1) if weight.ndim == 4 else weight
-
-
-def _as_pixelwise(weight: Tensor) -> Tensor:
-    return weight[:, :, None, None] if weight.ndim == 2 else weight
 
 
 def recognise(state: Mapping[str, Tensor]) -> VQGANConfig | None:
