@@ -4,33 +4,24 @@
 
 Random weights, the same in all: `plain` takes ours through the authors' key names. It is written as research code is:
 sequence-first attention of `torch.nn`, every position through every layer, convolutions in PyTorch's default layout, a
-doubled map before each upsampling convolution, and the whole table of distances to the codebook. Contestants take turns
-within a round, and so does a square matrix product, this machine's own peak; the time of each is its best round.
-
-`speed` is plain float32's time over the contestant's. `done` is the arithmetic that a contestant really carries out, in
-GFLOP an image, and `of peak` its rate over the matrix product's in the same type. `flips` is the share of codes that
-differ from plain float32's.
+doubled map before each upsampling convolution, and the whole table of distances to the codebook. See race.py for how
+they run and what is reported.
 """
 
 import argparse
 import json
-import os
-import platform
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from race import Racer, race, table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import vistok
+from vistok.tokenizer import TokenData
 from vistok.tokenizers.titok import TiTok, TiTokConfig, ViTSize, key_table
 
 BARS = {"float32": 1.15, "bfloat16": 2.4}
-SIDE = 4096  # of the matrices whose product is the peak
 
 
 # -- the plain implementation ----------------------------------------------------------------------------------------
@@ -180,63 +171,36 @@ class Plain(nn.Module):
 # -- the race --------------------------------------------------------------------------------------------------------
 
 
-def contestants(model: TiTok) -> dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], torch.dtype]]:
-    """Name -> (pixels to codes, codes to pixels, dtype), all with the weights of `model`."""
+def contestants(model: TiTok) -> dict[str, Racer]:
+    """All with the weights of `model`; the plain float32 one comes first."""
     with torch.device("meta"):
-        plain = Plain(model.config)
+        plain, plain_half, half = Plain(model.config), Plain(model.config), TiTok(model.config)
     plain.load_state_dict(key_table(model.config).to_theirs(model.state_dict()), assign=True)
-    plain.eval()
-    with torch.device("meta"):
-        half, plain_half = TiTok(model.config), Plain(model.config)
-    half.load_state_dict({name: value.bfloat16() for name, value in model.state_dict().items()}, assign=True)
     plain_half.load_state_dict({name: value.bfloat16() for name, value in plain.state_dict().items()}, assign=True)
+    half.load_state_dict({name: value.bfloat16() for name, value in model.state_dict().items()}, assign=True)
     half.quantizer.usage = model.quantizer.usage  # its counts are no part of the state dict
-    spec = model.spec
-
-    def ours(tok: TiTok) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        tok.eval()
-
-        def decode(codes: Tensor) -> Tensor:
-            return tok.detokenize(vistok_data(codes), spec, seeds=[0] * len(codes), dtype=tok.dtype)
-
-        return lambda pixels: tok.tokenize(pixels, spec, seeds=[0] * len(pixels)).codes, decode  # type: ignore[return-value]
-
     return {
-        "plain float32": (plain.encode, plain.decode, torch.float32),
-        "vistok float32": (*ours(model), torch.float32),
-        "plain bfloat16": (plain_half.eval().encode, plain_half.decode, torch.bfloat16),
-        "vistok bfloat16": (*ours(half), torch.bfloat16),
+        "plain float32": Racer(plain.eval().encode, plain.decode, torch.float32),
+        "vistok float32": _ours(model.eval()),
+        "plain bfloat16": Racer(plain_half.eval().encode, plain_half.decode, torch.bfloat16),
+        "vistok bfloat16": _ours(half.eval()),
     }
 
 
-def vistok_data(codes: Tensor) -> Any:
-    from vistok.tokenizer import TokenData
+def _ours(tok: TiTok) -> Racer:
+    def encode(pixels: Tensor) -> Tensor:
+        codes = tok.tokenize(pixels, tok.spec, seeds=[0] * len(pixels)).codes
+        assert codes is not None
+        return codes
 
-    return TokenData(codes=codes)
+    def decode(codes: Tensor) -> Tensor:
+        return tok.detokenize(TokenData(codes=codes), tok.spec, seeds=[0] * len(codes), dtype=tok.dtype)
 
-
-def timed(function: Callable[[Tensor], Tensor], argument: Tensor) -> tuple[float, Tensor]:
-    start = time.perf_counter()
-    result = function(argument)
-    return time.perf_counter() - start, result
-
-
-def peak(dtype: torch.dtype) -> float:
-    """GFLOP/s of a square matrix product, the best of a few."""
-    a, b = torch.randn(SIDE, SIDE, dtype=dtype), torch.randn(SIDE, SIDE, dtype=dtype)
-    out = torch.empty_like(a)
-    torch.mm(a, b, out=out)
-    best = min(timed(lambda x: torch.mm(x, b, out=out), a)[0] for _ in range(4))
-    return 2 * SIDE**3 / best / 1e9
-
-
-def gflop(function: Callable[[Tensor], Tensor], argument: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        function(argument)
-    return counter.get_total_flops() / len(argument) / 1e9
+    return Racer(encode, decode, tok.dtype)
 
 
 def main() -> None:
+    """Race, print, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="titok-l-32", help="a two-stage variant")
     parser.add_argument("--batch", type=int, default=8)
@@ -246,92 +210,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    load = os.getloadavg()[0]
     model = vistok.create(args.model)
     pixels = torch.rand(args.batch, 3, model.config.image_size, model.config.image_size)
-    racers = contestants(model)
-    done, seconds, peaks = {}, {}, {"float32": 0.0, "bfloat16": 0.0}
-    results: dict[str, tuple[Tensor, Tensor]] = {}
-    with torch.no_grad():
-        codes = racers["plain float32"][0](pixels)
-        for name, (encode, decode, dtype) in racers.items():  # counting is the warm-up
-            done[name] = {"encode": gflop(encode, pixels[:1].to(dtype)), "decode": gflop(decode, codes[:1])}
-            seconds[name] = {"encode": [], "decode": []}
-        for _ in range(args.rounds):
-            for name, (encode, decode, dtype) in racers.items():
-                kind = str(dtype).removeprefix("torch.")
-                peaks[kind] = max(peaks[kind], peak(dtype))
-                spent, own = timed(encode, pixels.to(dtype))
-                seconds[name]["encode"].append(spent)
-                spent, picture = timed(decode, codes)
-                seconds[name]["decode"].append(spent)
-                results[name] = own, picture
-    rows = [summary(name, racers[name][2], args.batch, done, seconds, peaks, results) for name in racers]
-    print(table(rows, peaks))
-    met = {
-        kind: next(row["speed"] for row in rows if row["name"] == f"vistok {kind}") >= bar for kind, bar in BARS.items()
-    }
-    result = {
+    result = race(contestants(model), pixels, args.rounds)
+    print(table(result))
+    speed = {row["name"].removeprefix("vistok "): row["speed"] for row in result["rows"]}
+    result |= {
         "command": f"python benchmarks/titok.py --model {args.model} --batch {args.batch} --rounds {args.rounds}",
-        "threads": args.threads,
-        "machine": machine(),
-        "load_before": load,
-        "torch": torch.__version__,
-        "peak_gflops": peaks,
         "bars": BARS,
-        "met": met,
-        "rows": rows,
+        "met": {kind: speed[kind] >= bar for kind, bar in BARS.items()},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"bars {BARS}: {met} -> {args.out}")
-
-
-def summary(
-    name: str, dtype: torch.dtype, batch: int, done: Any, seconds: Any, peaks: dict[str, float], results: Any
-) -> dict[str, Any]:
-    kind = str(dtype).removeprefix("torch.")
-    best = {stage: min(times) for stage, times in seconds[name].items()}
-    base = {stage: min(times) for stage, times in seconds["plain float32"].items()}
-    codes, pixels = results[name]
-    right_codes, right_pixels = results["plain float32"]
-    total = best["encode"] + best["decode"]
-    return {
-        "name": name,
-        "seconds": best,
-        "seconds_of_rounds": seconds[name],
-        "speed": (base["encode"] + base["decode"]) / total,
-        "speed_of_stage": {stage: base[stage] / best[stage] for stage in best},
-        "gflop_per_image": done[name],
-        "of_peak": batch * sum(done[name].values()) / total / peaks[kind],
-        "of_peak_of_stage": {stage: batch * done[name][stage] / best[stage] / peaks[kind] for stage in best},
-        "flips": (codes != right_codes).float().mean().item(),
-        "largest_pixel_difference": (pixels.float() - right_pixels).abs().max().item(),
-    }
-
-
-def table(rows: list[dict[str, Any]], peaks: dict[str, float]) -> str:
-    lines = [f"matrix product: {peaks['float32']:.0f} GFLOP/s in float32, {peaks['bfloat16']:.0f} in bfloat16"]
-    lines.append(
-        "                 encode s  decode s   speed  (encode, decode)   done   of peak  (encode, decode)   flips"
-    )
-    for row in rows:
-        stages, shares = row["speed_of_stage"], row["of_peak_of_stage"]
-        lines.append(
-            f"{row['name']:<16} {row['seconds']['encode']:8.2f} {row['seconds']['decode']:9.2f} {row['speed']:6.2f}x"
-            f"  ({stages['encode']:.2f}, {stages['decode']:.2f})      {sum(row['gflop_per_image'].values()):6.0f}"
-            f"   {row['of_peak']:6.2f}  ({shares['encode']:.2f}, {shares['decode']:.2f})      {row['flips']:7.4f}"
-        )
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            flags = Path("/proc/cpuinfo").read_text()
-            units = "with bf16 matrix units" if "amx_bf16" in flags else "without bf16 matrix units"
-            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores, {units}"
-    return platform.processor() or platform.machine()
+    print(f"bars {BARS}: {result['met']} -> {args.out}")
 
 
 if __name__ == "__main__":
