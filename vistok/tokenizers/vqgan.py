@@ -39,7 +39,7 @@ class VQGANConfig:
     code_dim       D, the width of a code vector
     codebook       "legacy": beta weighs the codebook term, as the published taming and MaskGIT models were trained;
                    "plain": beta weighs the commitment; "cosine": that, on unit vectors; "gumbel": drawn from logits
-    entropy        weight of the entropy term ("cosine" alone)
+    entropy        weight of the entropy term over softmax(-distance / 0.01); not with "gumbel"
     kl_weight, temperature   of the "gumbel" codebook
     resolution     side in pixels that the weights were trained for; any multiple of f is taken
     """
@@ -61,8 +61,8 @@ class VQGANConfig:
             raise ConfigError("a VQGAN quantizes its latent itself; double_z is for KL autoencoders")
         if self.family == "maskgit" and self.code_dim != self.cnn.latent_dim:
             raise ConfigError(f"family 'maskgit' has no 1x1 convolutions: code_dim must be {self.cnn.latent_dim}")
-        if self.entropy and self.codebook != "cosine":
-            raise ConfigError("the entropy term belongs to codebook 'cosine'")
+        if self.entropy and self.codebook == "gumbel":
+            raise ConfigError("codebook 'gumbel' has a KL term instead of the entropy term: set kl_weight")
 
 
 class Encoder(nn.Module):
@@ -190,12 +190,11 @@ def _quantizer(config: VQGANConfig) -> Quantizer:
     dim, size, beta = config.code_dim, config.codebook_size, config.beta
     if config.codebook == "gumbel":
         return GumbelQuantizer(dim, size, kl_weight=config.kl_weight, temperature=config.temperature)
-    if config.codebook == "legacy":
-        return VectorQuantizer(dim, size, commitment=1.0, codebook_weight=beta)
-    if config.codebook == "plain":
-        return VectorQuantizer(dim, size, commitment=beta)
     entropy = EntropyTerm(weight=config.entropy) if config.entropy else None
-    return VectorQuantizer(dim, size, metric="cosine", commitment=beta, entropy=entropy)
+    if config.codebook == "legacy":
+        return VectorQuantizer(dim, size, commitment=1.0, codebook_weight=beta, entropy=entropy)
+    metric: Literal["cosine", "l2"] = "cosine" if config.codebook == "cosine" else "l2"
+    return VectorQuantizer(dim, size, metric=metric, commitment=beta, entropy=entropy)
 
 
 # -- variants --------------------------------------------------------------------------------------------------------
@@ -341,7 +340,7 @@ def configure(plain: Mapping[str, Any]) -> VQGANConfig:
             params.get("codebook_embed_dim", 8),
             "cosine" if params.get("codebook_l2_norm", True) else "plain",
             beta=params.get("commit_loss_beta", 0.25),
-            entropy=params.get("entropy_loss_ratio", 0.0) if params.get("codebook_l2_norm", True) else 0.0,
+            entropy=params.get("entropy_loss_ratio", 0.0),
         )
     raise ConfigError(
         "no VQGAN config: expected taming's 'ddconfig', MaskGIT's 'channel_mult' or LlamaGen's 'encoder_ch_mult'"
