@@ -200,7 +200,8 @@ def main() -> None:
     print(table(result))
     speed = {row["name"].removeprefix("vistok "): row["speed"] for row in result["rows"]}
     result |= {
-        "command": f"python benchmarks/vqgan.py --model {args.model} --batch {args.batch} --rounds {args.rounds}",
+        "command": f"python benchmarks/vqgan.py --model {args.model} --batch {args.batch} --rounds {args.rounds}"
+        f" --threads {args.threads}",
         "bars": BARS,
         "met": {kind: speed[kind] >= bar for kind, bar in BARS.items()},
     }
