@@ -52,4 +52,6 @@ def describe(variant: catalogue.Variant) -> dict[str, Any]:
 def _where(variant: catalogue.Variant) -> str:
     if not variant.weights:
         return "-"
-    return "ships" if any(file.package for file in variant.weights) else "hub"
+    if any(file.package for file in variant.weights):
+        return "ships"
+    return "hub" if all(file.repo for file in variant.weights) else "by hand"  # the authors' own page
