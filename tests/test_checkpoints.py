@@ -300,7 +300,7 @@ def test_folders_of_other_programs_without_a_checksum_are_hashed(state, tmp_path
 
 
 def test_the_remembered_fingerprint_is_the_hash_of_the_weights(state, tmp_path):
-    from vistok.model import hash_state
+    from vistok.folder import hash_state
 
     save_file(state, tmp_path / "f.safetensors")
     convert(tmp_path / "f.safetensors", tmp_path / "model")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vistok.layout import Segment as Segment
     from vistok.layout import Sizes as Sizes
     from vistok.layout import TokenSpec as TokenSpec
+    from vistok.loading import load as load
     from vistok.registry import create as create
-    from vistok.registry import load as load
     from vistok.registry import register as register
     from vistok.registry import systems as systems
     from vistok.tokenizer import Tokenizer as Tokenizer
@@ -33,7 +33,7 @@ _HOME = {
     "Sizes": "layout",
     "TokenSpec": "layout",
     "create": "registry",
-    "load": "registry",
+    "load": "loading",
     "register": "registry",
     "systems": "registry",
     "Tokenizer": "tokenizer",

@@ -25,6 +25,7 @@ from vistok import hub, tensorfile
 from vistok.catalogue import Variant, WeightFile
 from vistok.errors import ConfigError, FormatError, InputError, MismatchError, OutputError, VistokError
 from vistok.files import write_atomically
+from vistok.folder import CONFIG, write_folder
 from vistok.keys import Drop, Fuse, KeyTable, Rename, Split, few
 from vistok.model import Model
 from vistok.pickles import read_pickle
@@ -261,7 +262,7 @@ def _write_whole(folder: Path, done: Converted, model: type[Model], name: str) -
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
         whole = temporary / "model"
-        hub.write_folder(whole, done.state, model, done.config, name)
+        write_folder(whole, done.state, model, done.config, name)
         if folder.exists():
             os.replace(folder, temporary / "old")
         os.replace(whole, folder)
@@ -312,7 +313,7 @@ def load_published(variant: Variant) -> Model:
     where size or hash are not those of the catalogue.
     """
     folder = cache_folder() / "models" / variant.name
-    if not (folder / hub.CONFIG).exists():
+    if not (folder / CONFIG).exists():
         system = find_system(variant.system, variant.role)
         state: dict[str, Tensor] = {}
         for source in variant.weights:

@@ -1,57 +1,19 @@
-"""Checkpoints in and out: a folder with `model.safetensors` and `config.json` is a model, here and on the Hub.
-
-config.json: {"vistok": 1, "system": ..., "role": ..., "name": ..., "fingerprint": ..., "checksum": ...,
- "config": {...}}
-"""
+"""Model folders to models, from a path or from the Hugging Face Hub; `vistok.folder` holds the format."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vistok import catalogue, tensorfile
-from vistok.catalogue import Variant
-from vistok.config import from_plain, to_plain
-from vistok.errors import FormatError, MismatchError, UnknownNameError, VistokError
-from vistok.files import write_atomically
+from vistok import tensorfile
+from vistok.config import from_plain
+from vistok.errors import FormatError, MismatchError, VistokError
+from vistok.folder import CONFIG, FOLDER_VERSION, WEIGHTS, hash_state
 from vistok.keys import few
-from vistok.model import Model, hash_state, without_initial_values
-from vistok.registry import find_system, system_of
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-FOLDER_VERSION = 1
-SHIPPED = Path(__file__).parent / "weights"
-
+from vistok.model import Model, without_initial_values
+from vistok.registry import find_system
 
 # -- folders ---------------------------------------------------------------------------------------------------------
-
-
-def save_folder(model: Model, folder: Path) -> None:
-    """Write a model folder. The weights go first and the config last, so that a folder with a config is whole."""
-    write_folder(folder, model.state_dict(), type(model), model.config, model.name)
-
-
-def write_folder(folder: Path, state: dict[str, Any], model: type[Model], config: Any, name: str) -> None:
-    """Write a model folder from a state dict of our own names, without building the model."""
-    checksum = ""
-
-    def write(path: Path) -> None:
-        nonlocal checksum
-        checksum = tensorfile.write(path, state)
-
-    (folder / CONFIG).unlink(missing_ok=True)  # an older one must not stand beside the new weights
-    write_atomically(folder / WEIGHTS, write)
-    plain = {
-        "vistok": FOLDER_VERSION,
-        "system": model.system,
-        "role": model.role,
-        "name": name,
-        "fingerprint": hash_state(state),
-        "checksum": checksum,
-        "config": to_plain(config),
-    }
-    write_atomically(folder / CONFIG, (json.dumps(plain, indent=2) + "\n").encode())
 
 
 def load_folder(folder: Path) -> Model:
@@ -137,36 +99,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return plain
 
 
-# -- names -----------------------------------------------------------------------------------------------------------
-
-
-def load_by_name(name: str, revision: str | None = None) -> Model:
-    """What `vistok.load` does, before device and dtype."""
-    if Path(name).is_dir():
-        return load_folder(Path(name))
-    listed = next((variant for variant in catalogue.variants() if variant.name == name), None)
-    if listed:
-        return load_published(listed)
-    if name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~", "/")):
-        return load_path_or_hub(name, revision)
-    if "/" in name or "\\" in name or Path(name).exists():
-        raise UnknownNameError(f"no model folder {name!r}; it should hold {WEIGHTS} and {CONFIG}")
-    system_of(name)  # raises with the nearest names if there is no such model at all
-    raise UnknownNameError(f"{name!r} has no published weights; vistok.create({name!r}) makes a fresh one to train")
-
-
-def load_published(variant: Variant) -> Model:
-    """The weights of a catalogued variant: from inside the package, or from the Hub."""
-    for source in variant.weights:
-        if source.package:
-            return load_folder(SHIPPED / source.package)
-    if not variant.weights:
-        raise UnknownNameError(
-            f"{variant.name!r} has no published weights; vistok.create({variant.name!r}) makes a fresh one"
-        )
-    from vistok import checkpoints
-
-    return checkpoints.load_published(variant)
+# -- the Hub -----------------------------------------------------------------------------------------------------------
 
 
 def load_path_or_hub(name: str, revision: str | None = None, local_only: bool = False) -> Model:

@@ -4,7 +4,6 @@ A folder with `model.safetensors` and `config.json` is a model: `save_pretrained
 are the Hub mixin's, `vistok.load(folder)` reads the same.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,6 +12,8 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from vistok.folder import hash_state, write_folder
 
 
 class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=["visual-tokenizer"]):
@@ -63,9 +64,7 @@ class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=[
 
     def save(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into `folder`, each at once or not at all."""
-        from vistok import hub
-
-        hub.save_folder(self, Path(folder))
+        write_folder(Path(folder), self.state_dict(), type(self), self.config, self.name)
 
     # -- the Hub mixin's hooks -----------------------------------------------------------------------------------
 
@@ -86,22 +85,13 @@ class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=[
         Of the mixin's further `options`, such as `token` or `cache_dir`, the Hub client's own settings serve here.
         Raises TypeError when it holds another class of model.
         """
-        from vistok import hub
+        import vistok
 
-        model = hub.load_path_or_hub(str(pretrained_model_name_or_path), revision, local_files_only)
+        name = str(pretrained_model_name_or_path)
+        model = vistok.load(name, revision=revision, local_files_only=local_files_only)
         if not isinstance(model, cls):
             raise TypeError(f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}")
-        return model.eval()
-
-
-def hash_state(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes in sorted order, cut to 32 hex digits."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()[:32]
+        return model
 
 
 class without_initial_values(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""Names to models: `create` a fresh one, `load` published or saved weights.
+"""Names to systems, and fresh models from them: `create`. `vistok.loading` gives them weights.
 
 A system is found by its slug: `one-d-piece` is `vistok/tokenizers/one_d_piece.py`, imported when it is asked for. Such
 a file ends with `SYSTEM = System(...)`. Code outside this package adds its own with `register`.
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from vistok.model import Model
-    from vistok.tokenizer import Tokenizer
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -26,7 +25,6 @@ __all__ = [
     "create",
     "find_system",
     "list_models",
-    "load",
     "register",
     "system_of",
     "systems",
@@ -120,25 +118,4 @@ def create(
                 raise ConfigError(f"{name} has no setting {key!r}{nearest(key, fields) or f'; known: {fields}'}")
         config = replace(config, **changes)
     model = system.model(config, name=name)
-    return model.to(device=device, dtype=dtype).eval()
-
-
-def load(
-    name: "str | Path | None" = None,
-    *,
-    device: "torch.device | str | None" = None,
-    dtype: "torch.dtype | None" = None,
-    revision: str | None = None,
-) -> "Tokenizer | Any":
-    """A model with its weights, in eval mode.
-
-    `name`: nothing (the tokenizer that ships), a name from `list_models()`, a folder with `model.safetensors` and
-    `config.json`, or a Hub id `owner/repo` (at `revision`). Published weights are downloaded once, checked and
-    converted; without a network the error says what to place where.
-
-    Raises UnknownNameError, FormatError (damaged weights), MismatchError (weights of another model).
-    """
-    from vistok import hub
-
-    model = hub.load_by_name(str(name) if name is not None else DEFAULT_MODEL, revision)
     return model.to(device=device, dtype=dtype).eval()
