@@ -22,7 +22,8 @@ import torch
 
 import vistok
 from vistok.catalogue import DEFAULT_MODEL
-from vistok.data.sources import Source, open_source
+from vistok.data.items import Source
+from vistok.data.sources import open_source
 from vistok.scale.encode import EncodeOptions, encode_source
 from vistok.tokenizer import Tokenizer
 

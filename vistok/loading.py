@@ -1,7 +1,7 @@
 """`vistok.load`: a name, a folder or a Hub id to a model with its weights.
 
-nothing or a shipped name --> vistok/weights/<name>/            a published name --> checkpoints: fetch, check, convert
-a folder                  --> hub.load_folder                   owner/repo       --> hub: fetch, then the same
+nothing, a shipped name --> vistok/weights/<name>/      a published name --> checkpoints: fetch, check, convert
+a folder                --> hub.load_folder             owner/repo       --> hub: fetch, then the same
 """
 
 from pathlib import Path

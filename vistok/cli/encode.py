@@ -9,7 +9,7 @@ import typer
 from vistok.cli.terminal import console, emit_json
 
 if TYPE_CHECKING:
-    from vistok.data.sources import Source
+    from vistok.data.items import Source
     from vistok.scale.encode import EncodeOptions
     from vistok.tokenizer import Tokenizer
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vistok.data.sources import Item, Source, Where, open_source
+from vistok.data.items import Item, Source
+from vistok.data.sources import Where, open_source
 from vistok.errors import InputError, VistokError
 
 if TYPE_CHECKING:

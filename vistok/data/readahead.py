@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from vistok.data.sources import Item, Source
+from vistok.data.items import Item, Source
 from vistok.errors import VistokError
 
 AHEAD_ITEMS = 512

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vistok.data.images import IMAGE_SUFFIXES
-from vistok.data.sources import Item, Source, within
+from vistok.data.items import Item, Source, within
 from vistok.errors import FormatError, InputError
 
 log = logging.getLogger(__name__)

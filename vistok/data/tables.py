@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vistok.data.sources import Item, Source, within
+from vistok.data.items import Item, Source, within
 from vistok.errors import FormatError, InputError
 from vistok.extras import import_extra
 

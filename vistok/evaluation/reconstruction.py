@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vistok.data.items import Source
 from vistok.data.loader import center_crop
-from vistok.data.sources import Source, Where, open_source
+from vistok.data.sources import Where, open_source
 from vistok.errors import InputError, VistokError
 from vistok.layout import Size, TokenSpec
 from vistok.metrics.codes import CodebookUse, CodeStatistics

@@ -21,9 +21,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from vistok.data.items import Item, Source
 from vistok.data.loader import allowed_bad, center_crop
 from vistok.data.readahead import Decoded, decode_ahead
-from vistok.data.sources import Item, Source
 from vistok.data.store import Manifest, table_of
 from vistok.data.store_writer import Done, StoreWriter
 from vistok.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vistok.data.sources import Source
+from vistok.data.items import Source
 from vistok.data.store import TokenStore, rows_of
 from vistok.errors import FormatError
 from vistok.scale.encode import BatchEncoder, EncodeOptions

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vistok.data.items import Item, Source
 from vistok.data.loader import center_crop
-from vistok.data.sources import Item, Source, open_source
+from vistok.data.sources import open_source
 from vistok.errors import VistokError
 from vistok.metrics.psnr import psnr
 
