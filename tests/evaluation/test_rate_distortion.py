@@ -5,6 +5,7 @@ import torch
 
 import vistok
 from tests.data.pictures import picture
+from vistok.compressed import compress
 from vistok.errors import InputError
 from vistok.evaluation.codecs import encode_within
 from vistok.evaluation.rate_distortion import rate_distortion
@@ -24,6 +25,9 @@ def test_rows_are_means_at_equal_bytes() -> None:
     tokens = tokenizer.encode(torch.cat(images)).prefix(prefixes[1])
     ours, _, webp = rows[3:6]
     assert ours.bpp == int(tokens.bits()[0]) / 64**2
+    files = [len(compress(tokenizer, image, length=prefixes[1])) for image in images]
+    assert ours.file_bpp == pytest.approx(8 * sum(files) / 2 / 64**2)
+    assert webp.file_bpp is None
     rebuilt = tokenizer.decode(tokens, dtype=torch.uint8)
     assert ours.psnr == pytest.approx(psnr(rebuilt, torch.cat(images)).mean().item(), abs=1e-3)
     budget = ceil(int(tokens.bits()[0]) / 8)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vistok.compressed import pack
 from vistok.errors import InputError
 from vistok.evaluation.codecs import Ladder, available
 from vistok.evaluation.reconstruction import fitting, prefix_lengths
 from vistok.metrics.psnr import psnr
 from vistok.metrics.ssim import ssim
 from vistok.metrics.stream import Mean
-from vistok.pixels import to_pil
 from vistok.tokenizer import Tokenizer
 
 
@@ -31,7 +31,7 @@ class RatePoint:
     """Means over the pictures for one coder at one rate.
 
     coder: "tokens", or a codec's name. tokens: the prefix whose bytes are the budget. bpp: bits per pixel in the end.
-    file_bpp: of the compressed file (`vistok compress`), None where the model has no prior to code with.
+    file_bpp: of the compressed file (`vistok compress`), header and all; None for codecs.
     encode_ms, decode_ms: CPU milliseconds per picture. scaled: share of pictures that a codec coded smaller than they
     are. too_large: pictures for which even the codec's smallest file is over the budget (that file is counted here).
     wins: share of pictures on which the tokens have the higher PSNR.
@@ -67,7 +67,7 @@ def rate_distortion(
 
     images: uint8 (1, 3, H, W) each, of one size where `lengths` is given. codecs: all that this Pillow has by default.
     lengths: all prefixes by default (`prefix_lengths`). progress: called with the number of pictures done.
-    Raises InputError where there are no pictures.
+    Raises InputError where there are no pictures, or the tokenizer's tokens are continuous.
     """
     names = list(available() if codecs is None else codecs)
     sums: dict[tuple[int, str], _Sums] = {}
@@ -139,9 +139,7 @@ def _add_picture(
         ours = sums.setdefault((place, "tokens"), _Sums())
         ours.add(tokens=length, bpp=bits / area, psnr=quality, ssim=float(ssim(rebuilt, pixels)[0]))
         ours.add(encode=encode, decode=decode)
-        file = compressed_bytes(tokenizer, pixels, length)
-        if file is not None:
-            ours.add(file_bpp=8 * file / area)
+        ours.add(file_bpp=8 * len(pack(tokenizer, shorter)) / area)
         for name, ladder in ladders.items():
             coded = ladder.best(ceil(bits / 8))
             sums.setdefault((place, name), _Sums()).add(
@@ -155,13 +153,3 @@ def _add_picture(
                 too_large=not coded.fits,
                 wins=quality > coded.psnr,
             )
-
-
-def compressed_bytes(tokenizer: Tokenizer, pixels: Tensor, length: int) -> int | None:
-    """Bytes of the compressed file that holds the first `length` tokens; None where the model cannot write one."""
-    try:
-        from vistok.compressed import compress
-
-        return len(compress(tokenizer, to_pil(pixels), length=length))
-    except (InputError, ModuleNotFoundError):
-        return None
