@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 import vistok
+from vistok.compressed import pack
 from vistok.data.images import read_image
 from vistok.evaluation.codecs import Coded, Ladder
 from vistok.evaluation.reconstruction import fitting, prefix_lengths
@@ -51,6 +52,7 @@ class Rebuilt:
     tokens: int
     bytes: int
     bits_per_pixel: float
+    file_bits_per_pixel: float  # of the compressed file
     psnr: float
     ssim: float
     pixels: Tensor
@@ -113,6 +115,7 @@ def rebuild(tokenizer: Any, name: str) -> Photograph:
                 tokens=length,
                 bytes=size,
                 bits_per_pixel=bits / (height * width),
+                file_bits_per_pixel=8 * len(pack(tokenizer, prefix)) / (height * width),
                 psnr=float(psnr(decoded, pixels)[0]),
                 ssim=float(ssim(decoded, pixels)[0]),
                 pixels=decoded,
@@ -176,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--model", help="the tokenizer that ships, if left out")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"))
-    parser.add_argument("--steps", type=int, default=1000, help="of the small training")
+    parser.add_argument("--steps", type=int, default=1200, help="of the small training")
     args = parser.parse_args()
     console, begun = Console(soft_wrap=True, highlight=False), time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)

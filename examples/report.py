@@ -39,7 +39,7 @@ def write_report(path: Path, tokenizer: Any, photographs: list[Photograph], trai
         facts=facts(photographs),
         hero_original=uri(to_pil(photographs[0].pixels)),
         hero_rebuilt=uri(to_pil(whole.pixels)),
-        hero_caption=f"{escape(photographs[0].title)}: {told(whole)}",
+        hero_caption=f"{escape(photographs[0].title)}, all {whole.tokens:,} tokens: {told(whole)}",
         coarse_to_fine="\n".join(coarse_to_fine(photograph) for photograph in photographs),
         equal_bytes="\n".join(equal_bytes(photograph) for photograph in photographs),
         verdict=verdict(photographs),
@@ -82,7 +82,8 @@ def coarse_to_fine(photograph: Photograph) -> str:
     height, width = photograph.pixels.shape[2:]
     figures = [figure(detail(photograph, photograph.pixels), "Original", f"{width} x {height} px")]
     for part in shown:
-        figures.append(figure(detail(photograph, part.pixels), f"{part.tokens:,} tokens", told(part, tokens=False)))
+        line = f"{part.psnr:.1f} dB, {part.bytes:,} bytes"
+        figures.append(figure(detail(photograph, part.pixels), f"{part.tokens:,} tokens", line))
     return f"<h3>{escape(photograph.title)}</h3>\n" + row(figures)
 
 
@@ -118,13 +119,12 @@ def spread(parts: list[Rebuilt], most: int) -> list[Rebuilt]:
     """The first, the last and some between."""
     if len(parts) <= most:
         return parts
-    return [parts[round(place * (len(parts) - 1) / (most - 1))] for place in range(most)]
+    return [parts[place * (len(parts) - 1) // (most - 1)] for place in range(most)]
 
 
-def told(part: Rebuilt, tokens: bool = True) -> str:
-    """Rate and quality in words."""
-    first = f"{part.tokens:,} tokens, " if tokens else ""
-    return f"{first}{part.bytes:,} bytes, {part.bits_per_pixel:.3f} bit/px, {part.psnr:.1f} dB"
+def told(part: Rebuilt) -> str:
+    """Quality and rate in words."""
+    return f"{part.psnr:.1f} dB, {part.bytes:,} bytes, {part.bits_per_pixel:.3f} bit/px"
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -146,17 +146,20 @@ def facts(photographs: list[Photograph]) -> str:
 
 
 def curves(photographs: list[Photograph]) -> list[Series]:
-    """Mean PSNR over mean bits per pixel: the tokens and each codec."""
+    """Mean PSNR over mean bits per pixel: the tokens, packed and as compressed files, and each codec."""
     steps = list(zip(*(photograph.rebuilt for photograph in photographs), strict=True))
     rates = [mean(part.bits_per_pixel for part in step) for step in steps]
     found = [Series("tokens", [(rate, mean(p.psnr for p in step)) for rate, step in zip(rates, steps, strict=True)])]
-    for codec in CODECS:
+    files = [mean(part.file_bits_per_pixel for part in step) for step in steps]
+    quality = [y for _, y in found[0].points]
+    found.append(Series("compressed", list(zip(files, quality, strict=True)), dashed=True, colour=0))
+    for place, codec in enumerate(CODECS, 1):
         points = [
             (rate, mean(part.codecs[codec].psnr for part in step))
             for rate, step in zip(rates, steps, strict=True)
             if all(part.codecs[codec].fits for part in step)
         ]
-        found.append(Series(NAMES[codec], points))
+        found.append(Series(NAMES[codec], points, colour=place))
     return found
 
 
@@ -190,6 +193,7 @@ def table(photographs: list[Photograph]) -> str:
     lines = []
     for step in steps:
         cells = [f"{mean(part.bits_per_pixel for part in step):.4f}", f"{mean(part.bytes for part in step):,.0f}"]
+        cells.append(f"{mean(part.file_bits_per_pixel for part in step):.4f}")
         cells += [f"{mean(part.psnr for part in step):.2f}", f"{mean(part.ssim for part in step):.3f}"]
         for codec in CODECS:
             fits = [part.codecs[codec] for part in step if part.codecs[codec].fits]
@@ -198,7 +202,7 @@ def table(photographs: list[Photograph]) -> str:
             else:
                 cells.append(f"cannot: {len(step) - len(fits)} of {len(step)}")
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = ["bits/pixel", "bytes", "tokens, dB", "SSIM", *(f"{NAMES[codec]}, dB" for codec in CODECS)]
+    heads = ["bits/pixel", "bytes", "compressed", "tokens, dB", "SSIM", *(f"{NAMES[codec]}, dB" for codec in CODECS)]
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
