@@ -35,6 +35,7 @@ from vistok.layout import Segment, Size, Sizes, TokenSpec
 from vistok.nn.lapped import BLOCK, LappedTransform
 from vistok.nn.windows import coarsened, scaled, windows
 from vistok.pixels import as_uint8
+from vistok.prior import CodePrior
 from vistok.quantize.search import nearest
 from vistok.registry import System
 from vistok.tokenizer import TokenData, Tokenizer
@@ -69,7 +70,8 @@ class StrataConfig:
 
     `beam`: how many sums are kept while the codes after the last predictor are searched; 1 takes the nearest at each
     level, faster and 0.15 dB worse at the full length. `level_weights`: how often training decodes the prefix that ends
-    with each level. `init_pictures`: how many crops the transform and the first codebooks are fitted to.
+    with each level. `init_pictures`: how many crops the transform and the first codebooks are fitted to. `prior`: width
+    of the prior that compressed files are coded with, which `python -m vistok.training.prior` adds; 0: none.
     """
 
     dim: int = 128
@@ -81,6 +83,7 @@ class StrataConfig:
     depths: tuple[int, int, int] = (4, 3, 2)
     level_weights: tuple[float, ...] = (1.0, 2.0, 1.0, 1.0, 1.0, 2.0)
     init_pictures: int = 1500
+    prior: int = 0
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -319,6 +322,7 @@ class Strata(Tokenizer):
 
         sizes = Sizes(multiple=config.stride, minimum=config.stride)
         self.spec = TokenSpec(size=(256, 256), layout=layout, sizes=sizes, prefix_rule="segments")
+        self.prior = CodePrior(self.spec.segments, config.prior) if config.prior else None
 
     def tokenize(self, pixels: Tensor, spec: TokenSpec, *, seeds: list[int], **conditions: Any) -> TokenData:
         """Codes of every level, window by window."""
