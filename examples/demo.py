@@ -143,7 +143,7 @@ def train_small(out: Path, steps: int, console: Console) -> Training:
     seen = max(1, steps // 20)
     changes = [f"train.steps={steps}", f"train.log_every={max(1, steps // 50)}", "model.init_pictures=48"]
     changes += [f"train.validate_every={seen}", f"train.sample_every={seen}", f"train.checkpoint_every={steps}"]
-    recipe = load_recipe("strata/tiny", [*changes, "train.tensorboard=false"])
+    recipe = load_recipe("strata/tiny", [*changes, "data.scale=[0.45, 1.0]", "train.tensorboard=false"])
     begun = time.perf_counter()
     model = train(recipe, data, out / "run", overwrite=True, console=console)
     seconds = time.perf_counter() - begun
