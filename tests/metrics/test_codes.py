@@ -52,6 +52,14 @@ def test_implicit_codebooks_too_large_to_count_say_so() -> None:
     assert (row.usage, row.perplexity, row.size) == (None, None, 1 << 30)
 
 
+def test_a_column_that_never_occurs() -> None:
+    statistics = CodeStatistics()
+    statistics.update(tokens([[[1, -1]]], segments=(Segment("pair", (1,), (4, 8)),)))
+    first, second = statistics.rows()
+    assert (first.usage, first.perplexity, first.entropy) == (0.25, pytest.approx(1), pytest.approx(0))
+    assert (second.counted, second.usage, second.perplexity) == (0, 0.0, None)
+
+
 def test_continuous_tokens_have_no_codes() -> None:
     statistics = CodeStatistics()
     statistics.update(Tokens((Segment("grid", (2,), dim=3),), vectors=torch.zeros(1, 2, 3)))

@@ -9,7 +9,7 @@ All three depend on the number of pictures: a codebook of 16,384 cannot be full 
 """
 
 from dataclasses import dataclass
-from math import log2
+from math import log
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from vistok.tokens import Tokens
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """One codebook's row. `usage`, `perplexity` and `entropy` are None for codebooks too large to count."""
+    """One codebook's row. `usage` is None for a codebook too large to count, the others also where nothing was."""
 
     segment: str
     column: int
@@ -63,16 +63,20 @@ class CodeStatistics:
             if not usage.tracked:
                 found += [CodebookUse(name, c, size, 0, None, None, None) for c, size in enumerate(codebooks)]
                 continue
-            shares, perplexities = usage.used(), usage.perplexity()
-            totals = [int(part.sum()) for part in usage.counts[:-1].split(list(codebooks))]
-            for column, size in enumerate(codebooks):
-                perplexity = perplexities[column]
-                found.append(
-                    CodebookUse(name, column, size, totals[column], shares[column], perplexity, log2(perplexity))
-                )
+            counts = usage.counts[:-1].split(list(codebooks))
+            found += [_use(name, column, part) for column, part in enumerate(counts)]
         if not found:
             raise InputError("no codes were counted: update with discrete tokens first")
         return found
+
+
+def _use(segment: str, column: int, counts: Tensor) -> CodebookUse:
+    counted = int(counts.sum())
+    if not counted:
+        return CodebookUse(segment, column, len(counts), 0, 0.0, None, None)
+    shares = counts.double() / counted
+    entropy = float(torch.special.entr(shares).sum()) / log(2)
+    return CodebookUse(segment, column, len(counts), counted, float((counts > 0).double().mean()), 2**entropy, entropy)
 
 
 def _present(tokens: Tokens, segment: Segment, start: int, stop: int) -> Tensor:
