@@ -35,8 +35,9 @@ demo: setup
 	$(BIN)/python -m examples.demo
 
 # One thread per worker: the models in the tests are too small to share.
+test: export OMP_NUM_THREADS := 1
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

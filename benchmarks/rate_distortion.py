@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from race import machine
 from torch import Tensor
 
 import vistok
-from benchmarks.race import machine
 from vistok.data.sources import open_source
 from vistok.errors import VistokError
 from vistok.evaluation.charts import Series, line_chart, standalone
@@ -98,7 +98,8 @@ def main() -> None:
     rows = table(points, tokenizer.name)
     chart = line_chart(curves(points, tokenizer.name), "bits per pixel", "PSNR, dB", log_x=True)
     result = {
-        "command": f"python benchmarks/rate_distortion.py --data {Path(args.data).name}",
+        "command": f"python benchmarks/rate_distortion.py --data {Path(args.data).name}"
+        + (f" -m {Path(args.model).name}" if args.model else ""),
         "model": tokenizer.name,
         "weights": tokenizer.fingerprint,
         "pictures": points[0].pictures,
