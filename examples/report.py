@@ -209,7 +209,7 @@ def table(photographs: list[Photograph]) -> str:
 
 def training_parts(training: Training) -> dict[str, str]:
     """What the page says about the small training."""
-    names = {"psnr": "all tokens"}
+    names = {"psnr": "all"}
     qualities = [
         Series(names.get(key, key.replace("psnr@", "first ")), points, markers=False)
         for key, points in training.qualities.items()
@@ -221,10 +221,8 @@ def training_parts(training: Training) -> dict[str, str]:
         "training_seconds": f"{training.seconds:.0f}",
         "small_parameters": f"{training.parameters:,}",
         "final_psnr": f"{last:.2f}",
-        "loss_curve": line_chart(
-            [Series("loss", smooth(training.losses), colour=1, markers=False)], "step", "loss (log of the error)"
-        ),
-        "psnr_curve": line_chart(qualities, "step", "PSNR on held-out squares, dB"),
+        "loss_curve": line_chart([Series("loss", smooth(training.losses), colour=1, markers=False)], "step", "loss"),
+        "psnr_curve": line_chart(qualities, "step", "PSNR of held-out squares, dB"),
         "grid_first": uri(training.first, 95),
         "grid_last": uri(training.last, 95),
         "first_step": str(training.first_step),
