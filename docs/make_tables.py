@@ -1,0 +1,99 @@
+"""Fill the tables in the docs from the tree and from result files: `python docs/make_tables.py` (`--check`: only look).
+
+A page marks a table with `<!-- name -->` and `<!-- /name -->`; what stands between is replaced. Nothing is typed in.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vistok.inventory import holdings
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/systems/strata.md")
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """Markdown, numbers to the right."""
+    rule = [":---" if index == 0 else "---:" for index in range(len(head))]
+    lines = [head, rule, *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def systems() -> str:
+    """What is here of every system."""
+    rows = []
+    for held in holdings():
+        page = ROOT / "docs" / "systems" / f"{held.system}.md"
+        name = f"[{held.system}](docs/systems/{page.name})" if page.exists() else held.system
+        cells = ["yes" if held.code else "", "yes" if held.parity else "", held.weights or "", ", ".join(held.recipes)]
+        papers = ", ".join(
+            f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" if paper.startswith("arXiv:") else paper
+            for paper in held.paper.split(", ")
+        )
+        rows.append([name, ", ".join(held.roles), papers, *cells])
+    return table(["system", "role", "paper", "code", "parity", "checkpoints", "recipes"], rows)
+
+
+def result(name: str) -> dict[str, Any]:
+    """A result file of a benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def strata() -> str:
+    """The shipped tokenizer's curve, a row per prefix, with the codecs' PSNR at the same bytes."""
+    rows = result("rate_distortion")["rows"]
+    codecs = ["jpeg", "webp", "avif"]
+    lines = []
+    for ours in (row for row in rows if row["coder"] == "tokens"):
+        there = {row["coder"]: row["psnr"] for row in rows if row["tokens"] == ours["tokens"]}
+        file = ours.get("file_bpp")
+        lines.append([
+            ours["tokens"],
+            f"{ours['bpp']:.4f}",
+            f"{file:.4f}" if file is not None else "",
+            f"**{ours['psnr']:.2f}**",
+            *(f"{there[codec]:.2f}" for codec in codecs),
+            f"{ours['ssim']:.3f}",
+        ])
+    names = ["JPEG", "WebP", "AVIF"]
+    return table(["tokens", "bits/pixel", "compressed file", "PSNR dB", *names, "SSIM"], lines)
+
+
+def rate_distortion() -> str:
+    """The whole table as the benchmark wrote it."""
+    return (RESULTS / "rate_distortion.md").read_text(encoding="utf-8").rstrip()
+
+
+TABLES: dict[str, Callable[[], str]] = {"systems": systems, "strata": strata, "rate-distortion": rate_distortion}
+
+
+def filled(text: str) -> str:
+    """The page with every table that it marks made anew."""
+
+    def replace(match: re.Match) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise SystemExit(f"no table {name!r}; there are {', '.join(TABLES)}")
+        return f"<!-- {name} -->\n{TABLES[name]()}\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- (\S+) -->\n.*?<!-- /\1 -->", replace, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                path.write_text(after, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"out of date: {', '.join(stale)}; run python docs/make_tables.py")
+    print(f"{len(stale)} pages changed")
