@@ -64,14 +64,17 @@ def reconstruct(tokenizer: "Tokenizer", path: str, output: Path, length: int | N
 
     from vistok.data.images import read_image, write_image
     from vistok.metrics.psnr import psnr
-    from vistok.pixels import from_pil
+    from vistok.pixels import from_pil, plan
 
     pixels = from_pil(read_image(path))
+    if length is not None:  # before the work of encoding
+        canvas = plan(tuple(pixels.shape[-2:]), tokenizer.spec.sizes, on_size)  # type: ignore[arg-type]
+        spec = tokenizer.spec.at(canvas.tile, canvas.tiles)
+        if length > spec.length:
+            raise InputError(f"{path} has {spec.length} tokens here, fewer than --length {length}")
+        spec.check_prefix(length)
     tokens = tokenizer.encode(pixels, on_size=on_size)  # type: ignore[arg-type]
-    if length is not None:
-        if length > tokens.length:
-            raise InputError(f"{path} has {tokens.length} tokens here, fewer than --length {length}")
-        tokens = tokens.prefix(length)
+    tokens = tokens if length is None else tokens.prefix(length)
     rebuilt = tokenizer.decode(tokens, dtype=torch.uint8).cpu()
     write_image(output, rebuilt)
     height, width = pixels.shape[-2:]
