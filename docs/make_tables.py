@@ -52,14 +52,16 @@ def strata() -> str:
     for ours in (row for row in rows if row["coder"] == "tokens"):
         there = {row["coder"]: row["psnr"] for row in rows if row["tokens"] == ours["tokens"]}
         file = ours.get("file_bpp")
-        lines.append([
-            ours["tokens"],
-            f"{ours['bpp']:.4f}",
-            f"{file:.4f}" if file is not None else "",
-            f"**{ours['psnr']:.2f}**",
-            *(f"{there[codec]:.2f}" for codec in codecs),
-            f"{ours['ssim']:.3f}",
-        ])
+        lines.append(
+            [
+                ours["tokens"],
+                f"{ours['bpp']:.4f}",
+                f"{file:.4f}" if file is not None else "",
+                f"**{ours['psnr']:.2f}**",
+                *(f"{there[codec]:.2f}" for codec in codecs),
+                f"{ours['ssim']:.3f}",
+            ]
+        )
     names = ["JPEG", "WebP", "AVIF"]
     return table(["tokens", "bits/pixel", "compressed file", "PSNR dB", *names, "SSIM"], lines)
 
