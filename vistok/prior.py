@@ -324,8 +324,21 @@ class Writer:
             self._encoder.encode(np.ascontiguousarray(values, dtype=np.int32), self._categorical, weights)
 
     def bytes(self) -> bytes:
-        """Everything written so far. Zeros at the end are left out: the reader supplies them."""
-        return self._encoder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+        """Everything written so far, in as few bytes as tell it apart: the reader supplies zeros after the end.
+
+        The coder's state says that any number in [lower, lower + span) may follow the words that are out; the roundest
+        one is taken. Where a carry into those words is still open, the coder's own choice stays.
+        """
+        words, (lower, span) = self._encoder.pos()
+        data = self._encoder.get_compressed().astype(">u4").tobytes()
+        if lower + span > 1 << 64:
+            return data
+        for size in range(9):
+            step = 1 << 64 - 8 * size
+            value = -(-lower // step) * step
+            if value < lower + span:
+                break
+        return data[: 4 * words] + value.to_bytes(9, "big")[1 : 1 + size]
 
 
 class Reader:
@@ -335,7 +348,7 @@ class Reader:
         from constriction import stream
 
         padded = data + bytes(-len(data) % 4 + 8)
-        self._decoder = stream.queue.RangeDecoder(np.frombuffer(padded, dtype="<u4").astype(np.uint32))
+        self._decoder = stream.queue.RangeDecoder(np.frombuffer(padded, dtype=">u4").astype(np.uint32))
         self._uniform, self._categorical = stream.model.Uniform, stream.model.Categorical(perfect=False)
 
     def uniform(self, count: int, size: int) -> np.ndarray:

@@ -1,9 +1,95 @@
-"""compress and decompress: what is refused before a model is loaded."""
+"""compress and decompress: round trips of files, what is refused before a model is loaded, and damage."""
 
+import json
+
+import numpy as np
 import pytest
 from PIL import Image
 
+import vistok
+from tests import layered  # noqa: F401
 from tests.cli.test_main import run
+from vistok.pixels import from_pil
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    vistok.create("layered").save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photo(tmp_path) -> str:
+    """20 wide and 40 high once it is turned upright."""
+    values = np.random.RandomState(0).randint(0, 256, (20, 40, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "photo.png", exif=exif)
+    return str(tmp_path / "photo.png")
+
+
+def test_there_and_back(photo, model, tmp_path, capsys):
+    file, back = str(tmp_path / "a.vtc"), tmp_path / "back.png"
+    code, out, _ = run(capsys, "compress", photo, "-o", file, "-m", model, "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["size"] == [40, 20]
+    assert told["bytes"] == (tmp_path / "a.vtc").stat().st_size
+    assert told["bpp"] == 8 * told["bytes"] / 800
+    for _ in range(2):  # an output of decompress may be replaced
+        code, out, _ = run(capsys, "decompress", file, "-o", str(back), "-m", model, "--json")
+        assert code == 0
+        assert json.loads(out)["size"] == [40, 20]
+    tok = vistok.load(model)
+    wanted = tok.decode(tok.encode(Image.open(photo))).mul(255).round()
+    assert np.array_equal(from_pil(Image.open(back)).numpy(), wanted.numpy())
+    code, _, _ = run(capsys, "compress", photo, "-o", file, "-m", model, "--length", "15", "--overwrite")
+    assert code == 0
+    assert (tmp_path / "a.vtc").stat().st_size < told["bytes"]
+
+
+def test_budgets_and_lengths_that_cannot_be(photo, model, tmp_path, capsys):
+    file = tmp_path / "a.vtc"
+    for words, told in ((["--bpp", "0.01"], "the shortest file of layered takes"), (["--length", "7"], "nearest")):
+        code, _, err = run(capsys, "compress", photo, "-o", str(file), "-m", model, *words)
+        assert code == 1
+        assert told in err
+        assert not file.exists()
+
+
+def test_damage_is_one_line_and_writes_nothing(photo, model, tmp_path, capsys):
+    file = tmp_path / "a.vtc"
+    run(capsys, "compress", photo, "-o", str(file), "-m", model)
+    data = file.read_bytes()
+    damaged = {
+        "empty": b"",
+        "cut short": data[:-3],
+        "followed by 2 other bytes": data + b"ab",
+        "damaged": data[:-8] + bytes([data[-8] ^ 16]) + data[-7:],
+        "upgrade": data[:1] + bytes([data[1] + 1]) + data[2:],
+        "not a compressed file": b"\x89PNG",
+    }
+    for told, content in damaged.items():
+        file.write_bytes(content)
+        code, out, err = run(capsys, "decompress", str(file), "-o", str(tmp_path / "b.png"), "-m", model)
+        assert (code, out) == (1, "")
+        assert told in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "b.png").exists()
+
+
+def test_another_model_and_a_size_above_the_limit_are_refused(photo, model, tmp_path, capsys, monkeypatch):
+    file = str(tmp_path / "a.vtc")
+    run(capsys, "compress", photo, "-o", file, "-m", model)
+    vistok.create("layered-other").save(tmp_path / "other")
+    code, _, err = run(capsys, "decompress", file, "-o", str(tmp_path / "b.png"), "-m", str(tmp_path / "other"))
+    assert code == 1
+    assert "pass the model that wrote it" in err
+    monkeypatch.setenv("VISTOK_MAX_PIXELS", "100")
+    code, _, err = run(capsys, "decompress", file, "-o", str(tmp_path / "b.png"), "-m", model)
+    assert code == 1
+    assert "20x40, above the limit of 100 pixels" in err
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Decompress a file to a picture. A picture that is there already is replaced."""
-    from vistok.data.images import FORMATS, write_image
+    from vistok.data.images import FORMATS, MAX_PIXELS_VARIABLE, pixel_limit, write_image
 
     if output.suffix.lower() not in FORMATS:
         raise InputError(f"{output}: no image format ends in {output.suffix!r}; expected .png, .jpg, .webp, ...")
@@ -28,14 +28,17 @@ def command(
     data = file.read_bytes()
 
     from vistok.cli.loading import load_tokenizer
+    from vistok.compressed import decompress, peek
 
+    height, width = peek(data).size  # before a model is loaded; a file of some bytes may claim any size
+    if height * width > pixel_limit():
+        raise InputError(
+            f"{file} holds a picture of {width}x{height}, above the limit of {pixel_limit():,} pixels; "
+            f"if you trust it, raise the limit with {MAX_PIXELS_VARIABLE}"
+        )
     tokenizer = load_tokenizer(model, device)
-
-    from vistok.compressed import decompress
-
     pixels = decompress(tokenizer, data)
     write_image(output, pixels)
-    height, width = pixels.shape[-2:]
     if as_json:
         facts = {"input": str(file), "output": str(output), "model": tokenizer.name}
         emit_json(facts | {"bytes": len(data), "size": [height, width]})
