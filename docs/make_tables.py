@@ -14,7 +14,7 @@ from vistok.inventory import holdings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/systems/strata.md")
+PAGES = ("README.md", "docs/systems/strata.md", "docs/systems/vqgan.md")
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -71,7 +71,29 @@ def rate_distortion() -> str:
     return (RESULTS / "rate_distortion.md").read_text(encoding="utf-8").rstrip()
 
 
-TABLES: dict[str, Callable[[], str]] = {"systems": systems, "strata": strata, "rate-distortion": rate_distortion}
+def race(name: str) -> str:
+    """Speeds of a model beside a plain implementation, as `benchmarks/race.py` measured them."""
+    lines = [
+        [
+            row["name"],
+            f"{row['speed']:.2f}x",
+            f"{row['speed_cpu']:.2f}x",
+            f"{sum(row['gflop_per_image'].values()):.0f}",
+            f"{row['of_peak']:.2f}",
+            f"{row['flips']:.1%}",
+        ]
+        for row in result(name)["rows"]
+    ]
+    head = ["", "speed", "by processor time", "GFLOP an image", "of the matrix product's rate", "codes that differ"]
+    return table(head, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "systems": systems,
+    "strata": strata,
+    "rate-distortion": rate_distortion,
+    "vqgan": lambda: race("vqgan"),
+}
 
 
 def filled(text: str) -> str:
