@@ -3,7 +3,7 @@
     python benchmarks/compress.py [-m MODEL] [--picture PATH] [--threads 1]   writes benchmarks/results/compress.json
 
 Each contestant runs in a process of its own: seconds from pixels to the file's bytes and back, and the peak of resident
-memory over what the imported libraries, the loaded model and the picture's pixels take before. The picture is, unless
+memory over what the imported libraries take: the model and the picture's own pixels count. The picture is, unless
 one is named, scikit-image's `coffee` scaled to 4000x3000 with a little noise, so that it has detail at every scale.
 The others' quality is searched beforehand, for the bytes nearest to ours; that search is not timed.
 """
@@ -33,24 +33,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", help="name or folder; the shipped one if left out")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--scale", help=argparse.SUPPRESS)
+    parser.add_argument("--search", help=argparse.SUPPRESS)
     parser.add_argument("--setting", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options)))
         return
+    if options.scale:
+        picture(options.picture).save(options.scale, compress_level=1)
+        return
+    if options.search:
+        print(quality_for(options.picture, options.search, options.setting))
+        return
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "picture.png"
-        picture(options.picture).save(source, compress_level=1)
+        run(["--scale", str(source), *(["--picture", str(options.picture)] if options.picture else [])])
         load = os.getloadavg()[0]
         rows = []
         for length in (0, 2):  # all tokens, then the first two segments
             ours = child(options, source, "vistok", length)
             rows.append(ours)
             for kind in ("WEBP", "AVIF"):
-                rows.append(child(options, source, kind, quality_for(source, kind, ours["bytes"])))
+                search = ["--search", kind, "--setting", str(ours["bytes"]), "--picture", str(source)]
+                rows.append(child(options, source, kind, int(run(search))))
         table = {
             "command": f"python benchmarks/compress.py --threads {options.threads}",
             "picture": options.picture.name if options.picture else "scikit-image's coffee, scaled, with noise",
@@ -100,19 +109,22 @@ def quality_for(source: Path, kind: str, size: int) -> int:
 
 def child(options: argparse.Namespace, source: Path, name: str, setting: int) -> dict[str, Any]:
     """One contestant in its own process."""
-    words = [sys.executable, __file__, "--one", name, "--setting", str(setting), "--picture", str(source)]
-    words += ["--threads", str(options.threads)] + (["-m", options.model] if options.model else [])
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    words = ["--one", name, "--setting", str(setting), "--picture", str(source), "--threads", str(options.threads)]
+    return json.loads(run(words + (["-m", options.model] if options.model else []), options.threads))
+
+
+def run(words: list[str], threads: int = 1) -> str:
+    """This script with other arguments. All heavy work is done so: a process begins with its parent's peak memory."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 def one(options: argparse.Namespace) -> dict[str, Any]:
     """Pixels to bytes and back, in this process."""
-    image = Image.open(options.picture).convert("RGB")
-    pixels = np.asarray(image)
     if options.one == "vistok":
         import constriction  # noqa: F401  imported before the memory is read, as every library
         import torch
@@ -121,6 +133,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         from vistok.compressed import decompress, pack, unpack
 
         torch.set_num_threads(options.threads)
+        before = peak_bytes()
         tokenizer = vistok.load(options.model)
         stages: dict[str, float] = {}
 
@@ -137,7 +150,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
         name = f"{tokenizer.name}{f' {options.setting} levels' if options.setting else ''}"
     else:
-        stages = {}
+        before, stages = peak_bytes(), {}
 
         def write() -> bytes:
             buffer = io.BytesIO()
@@ -148,13 +161,14 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
             return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
         name = f"{options.one} q{options.setting}"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    image = Image.open(options.picture).convert("RGB")
+    pixels = np.asarray(image)
     start, used = time.perf_counter(), time.process_time()
     data = write()
     middle, used_middle = time.perf_counter(), time.process_time()
     back = read(data)
     end, used_end = time.perf_counter(), time.process_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_bytes()
     if options.one == "vistok":
         begun = time.perf_counter()
         unpack(tokenizer, data)
@@ -169,9 +183,14 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         "back_s": end - middle,
         "to_file_cpu_s": used_middle - used,
         "back_cpu_s": used_end - used_middle,
-        "memory_mb": (peak - before) / (1 << (20 if sys.platform == "darwin" else 10)),
+        "memory_mb": (peak - before) / (1 << 20),
         **stages,
     }
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
