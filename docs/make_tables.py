@@ -14,7 +14,7 @@ from vistok.inventory import holdings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/systems/strata.md", "docs/systems/vqgan.md")
+PAGES = ("README.md", "docs/systems/strata.md", "docs/systems/vqgan.md", "docs/systems/titok.md")
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -93,6 +93,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "strata": strata,
     "rate-distortion": rate_distortion,
     "vqgan": lambda: race("vqgan"),
+    "titok": lambda: race("titok"),
 }
 
 
