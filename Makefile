@@ -14,7 +14,7 @@ BIN := .venv/bin
 endif
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: setup demo test lint golden clean
+.PHONY: setup demo test lint docs golden clean
 
 setup: .venv/ready
 
@@ -43,6 +43,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/make_api.py --check
+	$(BIN)/python docs/make_tables.py --check
+
+# The API reference and the tables in the docs, from docstrings, the tree and result files.
+docs: setup
+	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_tables.py
 
 # The numbers that a clone without the parity cases is held to; run once parity has passed, and review the diff.
 golden: setup

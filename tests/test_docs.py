@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vistok
 from vistok.cli.main import COMMANDS
@@ -31,6 +33,19 @@ def test_the_system_in_contributing_is_whole():
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert tok.decode(tok.encode(pixels[..., :50, :30])).shape == (2, 3, 50, 30)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/systems/strata.md"])
+def test_the_first_lines_of_python_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.RandomState(0)
+    Image.fromarray(rng.randint(0, 256, (70, 90, 3), dtype=np.uint8)).save("photo.jpg")
+    code = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert code
+    names: dict = {}
+    exec(compile(code.group(1), page, "exec"), names)
+    assert names["pixels"].shape == (1, 3, 70, 90)
+    assert names["rough"].shape == names["pixels"].shape
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
