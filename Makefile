@@ -4,8 +4,7 @@
 
 PYTHON ?= python3
 TORCH := $(shell sed -n 's/^torch==//p' requirements/torch.txt)
-# An index with CPU builds of torch, for machines without a GPU whose pip does not know one.
-TORCH_INDEX ?=
+# Without a GPU the CPU build is taken where pip knows an index that has it (its environment variables name one).
 
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -25,7 +24,7 @@ setup: .venv/ready
 	@if command -v nvidia-smi > /dev/null 2>&1; then \
 		$(PIP) torch==$(TORCH); \
 	else \
-		$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH)+cpu 2> /dev/null || $(PIP) torch==$(TORCH); \
+		$(PIP) torch==$(TORCH)+cpu 2> /dev/null || $(PIP) torch==$(TORCH); \
 	fi
 	@$(PIP) -r requirements/dev.txt
 	@$(PIP) --no-deps -e .
