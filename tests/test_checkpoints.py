@@ -18,6 +18,7 @@ from tests import toy  # noqa: F401  (registers the toy system)
 from vistok import catalogue, checkpoints
 from vistok.catalogue import Variant, WeightFile
 from vistok.errors import ConfigError, FormatError, InputError, MismatchError, OutputError, VistokError
+from vistok.registry import find_system
 from vistok.tokenizers.vqgan import VARIANTS, VQGAN, key_table
 
 TINY = "vqgan-tiny"
@@ -416,3 +417,10 @@ else:
     subprocess.run([sys.executable, "-c", program], check=True)
     ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert float(ran.stdout) < 1.5  # the file itself is mapped and counts once
+
+
+def test_another_system_of_a_size_that_shapes_do_not_tell_is_named_too():
+    tok = vistok.create("titok-tiny-vq")
+    authors = checkpoints.key_table(find_system("titok"), tok.config).to_theirs(tok.state_dict())
+    with pytest.raises(MismatchError, match=r"looks like one-d-piece or titok, of a size that is not"):
+        checkpoints.convert(authors, "vqgan")

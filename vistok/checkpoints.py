@@ -195,7 +195,22 @@ def _looks_like(state: Mapping[str, Tensor], slug: str) -> str:
         names = [name for name, known in system.variants.items() if known == config]
         size = f" ({' or '.join(names)})" if names else ""
         return f"; it looks like {other}{size}"
-    return ""
+    readings = list(_readings(state))
+    others = [name for name in systems() if name != slug]
+    alike = [name for name in others if any(_of_unknown_size(reading, find_system(name)) for reading in readings)]
+    return f"; it looks like {' or '.join(alike)}, of a size that is not published" if alike else ""
+
+
+def _of_unknown_size(state: Mapping[str, Tensor], system: System) -> bool:
+    """Whether a system knows these keys for its own but cannot tell the config from their shapes."""
+    try:
+        if system.recognise:
+            system.recognise(state)
+    except ConfigError:
+        return True
+    except (VistokError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError):
+        return False
+    return False
 
 
 def read_config(path: Path, slug: str) -> Any:
