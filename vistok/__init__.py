@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vistok.catalogue import list_models as list_models
     from vistok.errors import VistokError as VistokError
+    from vistok.generator import Generator as Generator
     from vistok.layout import Canvas as Canvas
     from vistok.layout import Segment as Segment
     from vistok.layout import Sizes as Sizes
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOME = {
     "list_models": "catalogue",
     "VistokError": "errors",
+    "Generator": "generator",
     "Canvas": "layout",
     "Segment": "layout",
     "Sizes": "layout",

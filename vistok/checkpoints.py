@@ -29,7 +29,7 @@ from vistok.folder import CONFIG, write_folder
 from vistok.keys import Drop, Fuse, KeyTable, Rename, Split, few
 from vistok.model import Model
 from vistok.pickles import read_pickle
-from vistok.registry import System, find_system, systems
+from vistok.registry import System, find_system, roles_of, systems
 
 __all__ = ["Converted", "Drop", "Fuse", "KeyTable", "Rename", "Split", "convert", "load_published", "read"]
 
@@ -113,20 +113,25 @@ def _readings(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Converted:
-    """A state dict of our own names, the config it belongs to, and the names of the variants that have this config."""
+    """A state dict of our own names, its config, the names of the variants that have this config, and the class."""
 
     state: dict[str, Tensor]
     config: Any
     variants: tuple[str, ...]
+    model: type[Model]
 
 
-def convert(state: Mapping[str, Tensor], slug: str, config: Any = None, *, force: bool = False) -> Converted:
+def convert(
+    state: Mapping[str, Tensor], slug: str, config: Any = None, *, force: bool = False, role: str | None = None
+) -> Converted:
     """An authors' state dict as a model of the system `slug`; without a config it is recognised from the shapes.
+
+    Of a system that is tokenizer and generator both, the state dict says which it is, unless `role` does.
 
     Raises MismatchError where keys are left over, missing or of another shape, and names the system that the weights
     look like; FormatError for NaN or infinite weights unless `force`.
     """
-    system = find_system(slug)
+    system = _system_of_state(state, slug, config, role)
     if system.keys is None:
         raise InputError(f"{slug} has no authors' checkpoints to convert; its models are made by training them here")
     state, found = _read_as(state, system, config)
@@ -145,7 +150,22 @@ def convert(state: Mapping[str, Tensor], slug: str, config: Any = None, *, force
         raise MismatchError(told + _looks_like(state, slug)) from error
     if not force:
         refuse_infinite(ours)
-    return Converted(ours, config, tuple(name for name, known in system.variants.items() if known == config))
+    variants = tuple(name for name, known in system.variants.items() if known == config)
+    return Converted(ours, config, variants, system.model)
+
+
+def _system_of_state(state: Mapping[str, Tensor], slug: str, config: Any, role: str | None) -> System:
+    """The tokenizer or the generator of a system, whichever a state dict (or a config) belongs to."""
+    roles = [role] if role else roles_of(slug)
+    candidates = [find_system(slug, name) for name in roles] or [find_system(slug)]
+    if config is not None:
+        return next((system for system in candidates if isinstance(config, system.config)), candidates[0])
+    for system in candidates[:-1]:
+        reading, found = _read_as(state, system, None)
+        if found is not None and not key_table(system, found).left_over(list(reading)):
+            return system
+    last = _read_as(state, candidates[-1], None)[1] if len(candidates) > 1 else None
+    return candidates[-1] if last is not None else candidates[0]
 
 
 def _read_as(state: Mapping[str, Tensor], system: System, config: Any) -> tuple[Mapping[str, Tensor], Any]:
@@ -187,17 +207,18 @@ def refuse_infinite(state: Mapping[str, Tensor]) -> None:
 
 def _looks_like(state: Mapping[str, Tensor], slug: str) -> str:
     """A clause that names the other system, or the other size of this one, that a state dict belongs to."""
-    for other in sorted(systems(), key=lambda name: (name != slug, name)):
-        system = find_system(other)
+    known = [find_system(other, role) for other in systems() for role in roles_of(other)]
+    for system in sorted(known, key=lambda one: (one.slug != slug, one.slug)):
         reading, config = _read_as(state, system, None)
         if config is None or key_table(system, config).left_over(list(reading)):
             continue
         names = [name for name, known in system.variants.items() if known == config]
         size = f" ({' or '.join(names)})" if names else ""
-        return f"; it looks like {other}{size}"
+        return f"; it looks like {system.slug}{size}"
     readings = list(_readings(state))
-    others = [name for name in systems() if name != slug]
-    alike = [name for name in others if any(_of_unknown_size(reading, find_system(name)) for reading in readings)]
+    others = [system for system in known if system.slug != slug]
+    found = {one.slug for one in others if any(_of_unknown_size(reading, one) for reading in readings)}
+    alike = sorted(found)
     return f"; it looks like {' or '.join(alike)}, of a size that is not published" if alike else ""
 
 
@@ -219,7 +240,6 @@ def read_config(path: Path, slug: str) -> Any:
 
     from vistok.config import from_plain
 
-    system = find_system(slug)
     try:
         plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -227,13 +247,20 @@ def read_config(path: Path, slug: str) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} is neither YAML nor JSON: {str(error).splitlines()[0]}") from error
     if isinstance(plain, dict) and "vistok" in plain and "config" in plain:
+        system = find_system(slug, plain.get("role"))
         return from_plain(system.config, plain["config"], f"{path}: config")
-    if not isinstance(plain, dict) or system.configure is None:
+    readers = [system for system in (find_system(slug, role) for role in roles_of(slug)) if system.configure]
+    if not isinstance(plain, dict) or not readers:
         raise ConfigError(f"{path} is no configuration of {slug}")
-    try:
-        return system.configure(plain)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no complete configuration of {slug}: {error}") from error
+    told: Exception | None = None
+    for system in readers:
+        try:
+            return system.configure(plain)
+        except (ConfigError, KeyError, TypeError) as error:
+            told = told or error
+    if isinstance(told, ConfigError):
+        raise told
+    raise ConfigError(f"{path} is no complete configuration of {slug}: {told}") from told
 
 
 def convert_file(
@@ -254,12 +281,13 @@ def convert_file(
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists; --overwrite replaces it")
-    system = find_system(slug)
+    find_system(slug)
     done = convert(read(Path(path), key), slug, read_config(config, slug) if config else None, force=force)
     name = name or (done.variants[0] if len(done.variants) == 1 else slug)
-    _write_whole(folder, done, system.model, name)
+    _write_whole(folder, done, done.model, name)
     return {
         "system": slug,
+        "role": done.model.role,
         "name": name,
         "variants": list(done.variants),
         "tensors": len(done.state),
@@ -335,8 +363,8 @@ def load_published(variant: Variant) -> Model:
             path = _obtain(variant, source)
             check_file(path, source)
             state |= read(path, source.key)
-        done = convert(state, variant.system, system.variants[variant.name])
-        _write_whole(folder, done, system.model, variant.name)
+        done = convert(state, variant.system, system.variants[variant.name], role=variant.role)
+        _write_whole(folder, done, done.model, variant.name)
     return hub.load_folder(folder)
 
 

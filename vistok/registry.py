@@ -70,6 +70,11 @@ def systems(role: str | None = None) -> list[str]:
     return sorted(found)
 
 
+def roles_of(slug: str) -> list[str]:
+    """The roles in which a system has code, tokenizer first."""
+    return [role for role in ROOMS if slug in systems(role)]
+
+
 def find_system(slug: str, role: str | None = None) -> System:
     """The system called `slug`. Where it is tokenizer and generator both, `role` says which (tokenizer first)."""
     for name in [role] if role else ROOMS:

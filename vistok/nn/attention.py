@@ -9,6 +9,7 @@ Masks are boolean and say which pairs may see each other: (N, M), (B, 1, N, M) o
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,10 +56,12 @@ class SelfAttention(nn.Module):
         causal: bool = False,
         rotation: Rotation | None = None,
         only: slice | None = None,
+        past: "KeyValues | None" = None,
     ) -> Tensor:
         """(B, N, W) to (B, N, W). With `only`, the output of those positions alone (not with `causal`).
 
         What nobody reads need not be computed: the last block of a trunk costs a fraction when few positions are kept.
+        With `past`, the positions of `x` follow those that it holds, see them too, and are added to it.
         """
         if only is None:
             q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head)).permute(2, 0, 3, 1, 4)
@@ -72,7 +75,34 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = (rotation if only is None else rotation[only])(q), rotation(k)
+        if past is not None:
+            k, v = past.append(k, v)
         return self.out(attend(q, k, v, mask=mask, causal=causal))
+
+
+class KeyValues:
+    """Keys and values of the positions so far, (B, heads, n, head) of at most `length`, in memory taken once."""
+
+    def __init__(
+        self, batch: int, heads: int, length: int, head: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.keys = torch.empty(batch, heads, length, head, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values with (B, heads, N, head) more. Raises InputError where they no longer fit."""
+        end = self.length + k.shape[-2]
+        if end > self.keys.shape[-2]:
+            raise InputError(f"a sequence of {end} positions where {self.keys.shape[-2]} were planned")
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def clear(self) -> None:
+        """Begin anew in the same memory."""
+        self.length = 0
 
 
 class CrossAttention(nn.Module):
@@ -128,7 +158,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
         queries, keys = q.shape[-2], k.shape[-2]
         if queries > keys:
             raise InputError(f"causal attention of {queries} queries to {keys} keys")
-        if queries < keys:  # PyTorch's own flag lines up the beginnings
+        if queries == 1:  # the last position sees all
+            causal = False
+        elif queries < keys:  # PyTorch's own flag lines up the beginnings
             mask, causal = q.new_ones(queries, keys, dtype=bool).tril(keys - queries), False  # type: ignore[call-overload]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2).flatten(2)
 
