@@ -19,29 +19,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistok import registry
+from vistok import catalogue, registry
 from vistok.errors import InputError
+from vistok.generator import Generator
 from vistok.tokenizer import Tokenizer
 
+ROLES = ("tokenizer", "generator")
 FOLDER = Path(__file__).parent / "golden"
 POSITIVE = ("running_var", "counts", "cluster_size", "embed_prob")
 TOLERANCE = 5e-5  # of the standard deviation of what is compared, or of its largest value where that is more
 
 
 def tiny_variants(slug: str) -> list[str]:
-    """Names of the variants of a tokenizer that are small enough for tests."""
-    return [name for name in registry.find_system(slug, "tokenizer").variants if "tiny" in name.split("-")]
+    """Names of the variants of a tokenizer, and of the generator of that name, that are small enough for tests."""
+    systems = [registry.find_system(slug, role) for role in registry.roles_of(slug) if role in ROLES]
+    return [name for system in systems for name in system.variants if "tiny" in name.split("-")]
 
 
 def slugs() -> list[str]:
-    """Every tokenizer of the package."""
-    return [slug for slug in registry.systems("tokenizer") if slug != "toy"]
+    """Every tokenizer and every generator of the package."""
+    found = {slug for role in ROLES for slug in registry.systems(role)}
+    return [slug for slug in sorted(found) if (catalogue.FOLDER / f"{slug}.yaml").exists()]
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The golden numbers of one variant: of its encoder's output, its tokens and its pixels."""
+    """The golden numbers of one variant: of its encoder's output, its tokens and its pixels.
+
+    Of a generator: its loss on random tokens, and what it generates.
+    """
     model = registry.create(name, dtype=torch.float32)
     draw_weights(model)
+    if isinstance(model, Generator):
+        return measure_generator(model)
     pixels, conditions = inputs(model)
     stages: dict[str, Any] = {}
 
@@ -59,6 +68,25 @@ def measure(name: str) -> dict[str, Any]:
     for hook in hooks:
         hook.remove()
     return {stage: describe(tensor) for stage, tensor in stages.items()}
+
+
+@torch.no_grad()
+def measure_generator(model: Generator) -> dict[str, Any]:
+    """Loss terms on random tokens, in evaluation mode, and tokens for the first two classes (or for none)."""
+    random = np.random.RandomState(1)
+    columns = []
+    for segment in model.spec.segments:
+        if segment.dim:
+            columns.append(torch.from_numpy(random.standard_normal((2, segment.count, segment.dim))).float())
+        else:
+            drawn = [random.randint(0, size, (2, segment.count)) for size in segment.codebooks]
+            columns.append(torch.from_numpy(np.stack(drawn, -1)))
+    data = torch.cat(columns, 1)
+    labels = None if model.classes is None else torch.tensor([0, 1])
+    codes = data[..., 0] if data.shape[-1] == 1 else data
+    terms = model.loss({"codes": codes, "label": labels}, 0, torch.Generator().manual_seed(0))
+    tokens = model.generate(None if labels is None else labels, count=2, seed=0)
+    return {"loss": describe(torch.stack(list(terms.values()))), "tokens": describe(tokens.data)}
 
 
 @torch.no_grad()

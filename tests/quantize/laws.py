@@ -17,6 +17,7 @@ from vistok.quantize import (
     SimVQ,
     VectorQuantizer,
 )
+from vistok.quantize.product import ProductQuantizer
 
 POSITIONS = 9  # a 3 x 3 map, which the multi-scale quantizer needs
 
@@ -38,6 +39,7 @@ DISCRETE: dict[str, Callable[[], Quantizer]] = {
     "rfsq-projected": lambda: ResidualFSQ((5, 3), 2, dim=4),
     "simvq": lambda: SimVQ(4, 16),
     "ibq": lambda: IBQ(4, 16),
+    "product": lambda: ProductQuantizer({"a": VectorQuantizer(4, 16), "b": VectorQuantizer(4, 8)}, disentangle=0.1),
     "multiscale": lambda: MultiScaleVectorQuantizer(4, 16, (1, 2, 3), convs=2),
     "multiscale-cosine": lambda: MultiScaleVectorQuantizer(
         4, 16, (1, 2, 3), convs=0, metric="cosine", scale_dropout=0.5

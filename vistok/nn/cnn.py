@@ -36,6 +36,8 @@ class CNNConfig:
     latent_dim    D, channels of the latent
     attention     levels (0 is full resolution) whose blocks are each followed by attention
     double_latent the encoder gives 2 D channels: mean and log variance of a Gaussian
+    decoder_blocks  residual blocks per level of the decoder, where they are not what the style says
+    activated     SiLU between the last norm and `conv_out` (without: Unleashing Transformers, arXiv:2111.12701)
     """
 
     width: int = 128
@@ -47,9 +49,11 @@ class CNNConfig:
     double_latent: bool = False
     dropout: float = 0.0
     channels: int = 3
+    decoder_blocks: int | None = None
+    activated: bool = True
 
     def __post_init__(self) -> None:
-        if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1:
+        if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1 or self.decoder_blocks == 0:
             raise ConfigError(f"a CNN needs multipliers and blocks of at least 1, got {self}")
         if any(width % GROUPS for width in self.widths):
             raise ConfigError(f"widths {self.widths} must be multiples of {GROUPS}, the groups of its GroupNorm")
@@ -69,8 +73,8 @@ class CNNConfig:
         return 2 ** (len(self.multipliers) - 1)
 
 
-class CNNEncoder(nn.Module):
-    """Pixels (B, C, H, W), in the system's own range, to a latent (B, D, H/f, W/f); 2 D channels if `double_latent`.
+class CNNTrunk(nn.Module):
+    """Pixels (B, C, H, W), in the system's own range, to the features (B, widths[-1], H/f, W/f) before any head.
 
     Raises InputError unless H and W are multiples of f.
     """
@@ -86,12 +90,9 @@ class CNNEncoder(nn.Module):
             Level(config, level, entering[level], config.blocks, _shrink(config, level)) for level in range(len(widths))
         )
         self.middle = _middle(config)
-        self.norm_out = NormSiLU(widths[-1])
-        out = config.latent_dim * (2 if config.double_latent else 1)
-        self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1) if taming else nn.Conv2d(widths[-1], out, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, H/f, W/f)."""
+        """(B, C, H, W) -> (B, widths[-1], H/f, W/f)."""
         if any(side % self.config.factor for side in pixels.shape[-2:]):
             raise InputError(
                 f"this CNN takes sides that are multiples of {self.config.factor}, got {tuple(pixels.shape[-2:])}"
@@ -100,7 +101,23 @@ class CNNEncoder(nn.Module):
         x = self.conv_in(pixels.contiguous(memory_format=torch.channels_last))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(self.norm_out(self.middle(x)))
+        return self.middle(x)
+
+
+class CNNEncoder(CNNTrunk):
+    """Pixels (B, C, H, W), in the system's own range, to a latent (B, D, H/f, W/f); 2 D channels if `double_latent`."""
+
+    def __init__(self, config: CNNConfig) -> None:
+        super().__init__(config)
+        width = config.widths[-1]
+        self.norm_out = _norm_out(config, width)
+        out = config.latent_dim * (2 if config.double_latent else 1)
+        taming = config.style == "taming"
+        self.conv_out = nn.Conv2d(width, out, 3, padding=1) if taming else nn.Conv2d(width, out, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, H/f, W/f)."""
+        return self.conv_out(self.norm_out(super().forward(pixels)))
 
 
 class CNNDecoder(nn.Module):
@@ -114,7 +131,7 @@ class CNNDecoder(nn.Module):
         self.config = config
         widths = config.widths
         deepest = len(widths) - 1
-        blocks = config.blocks + (config.style == "taming")
+        blocks = config.decoder_blocks or config.blocks + (config.style == "taming")
         entering = (*widths[1:], widths[-1])
         self.conv_in = nn.Conv2d(config.latent_dim, widths[-1], 3, padding=1)
         self.middle = _middle(config)
@@ -122,7 +139,7 @@ class CNNDecoder(nn.Module):
             Level(config, level, entering[level], blocks, Upsample(widths[level]) if level else None)
             for level in range(deepest, -1, -1)
         )
-        self.norm_out = NormSiLU(widths[0])
+        self.norm_out = _norm_out(config, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.channels, 3, padding=1)
 
     @property
@@ -266,6 +283,10 @@ def _settle(module: nn.Module) -> None:
         for parameter in module.parameters():
             if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=torch.channels_last):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _norm_out(config: CNNConfig, width: int) -> nn.Module:
+    return NormSiLU(width) if config.activated else nn.GroupNorm(GROUPS, width, eps=EPS)
 
 
 def _shrink(config: CNNConfig, level: int) -> nn.Module | None:

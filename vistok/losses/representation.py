@@ -1,0 +1,118 @@
+"""Representation losses: codes that must predict the features of a frozen vision model, and such models.
+
+    pixels (B, 3, H, W) in [0, 1] --teacher--> one feature an image (B, W)
+    contrastive: each image's prediction should be closer to its own feature than to those of the others of its batch
+
+Teachers come from the `transformers` package (`pip install vistok[models]`); "gradients" is a descriptor without
+weights for experiments without a download. Source: FQGAN (arXiv:2411.16681, section 3.3).
+"""
+
+from collections.abc import Sequence
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import ConfigError, MissingExtraError, UnknownNameError, VistokError, nearest
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+# name -> repository on the Hugging Face Hub, mean and deviation of its input
+TRANSFORMERS = {
+    "clip-l14": ("openai/clip-vit-large-patch14", CLIP),
+    "clip-b16": ("openai/clip-vit-base-patch16", CLIP),
+    "dinov2-s14": ("facebook/dinov2-small", IMAGENET),
+    "dinov2-b14": ("facebook/dinov2-base", IMAGENET),
+}
+TEACHERS = (*TRANSFORMERS, "gradients")
+
+
+def contrastive(predicted: Tensor, target: Tensor) -> Tensor:
+    """-mean log softmax of each prediction's cosine to its own target among those of the batch, both (B, W).
+
+    Temperature 1, one direction, no gradient into `target`.
+    """
+    similarity = F.normalize(predicted, dim=-1) @ F.normalize(target.detach(), dim=-1).T
+    return -similarity.log_softmax(1).diagonal().mean()
+
+
+def teacher_input(
+    pixels: Tensor, mean_deviation: tuple[Sequence[float], Sequence[float]] = CLIP, size: int = 224
+) -> Tensor:
+    """Pixels (B, 3, H, W) in [0, 1] as a teacher sees them: resized to `size` by nearest neighbour, standardised."""
+    mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in mean_deviation)
+    return (F.interpolate(pixels, size=(size, size), mode="nearest") - mean) / deviation
+
+
+class VisionTeacher(nn.Module):
+    """The class token of a frozen ViT of the `transformers` package, (B, W), of pixels in [0, 1].
+
+    Raises MissingExtraError without that package, VistokError where its weights cannot be had.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        repo, self.standard = TRANSFORMERS[name]
+        try:
+            from transformers import AutoModel, CLIPVisionModel
+        except ImportError as error:
+            raise MissingExtraError(f"the teacher {name} needs transformers: pip install vistok[models]") from error
+        try:
+            loader = CLIPVisionModel if name.startswith("clip") else AutoModel
+            self.model = loader.from_pretrained(repo).eval().requires_grad_(False)
+        except OSError as error:
+            raise VistokError(
+                f"cannot get the teacher {repo} from the Hugging Face Hub: {(str(error).splitlines() or [''])[0]}; "
+                "'gradients' is a teacher that needs no download"
+            ) from error
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=teacher_input(pixels, self.standard)).last_hidden_state[:, 0]
+
+
+class GradientHistogram(nn.Module):
+    """What is where and which way it runs, without learned weights: W numbers of each image.
+
+    Cells of a 4 x 4 grid each give the mean colour and a histogram of gradient directions, weighted by their strength
+    (as HOG, Dalal and Triggs 2005); a fixed random rotation mixes them into `width` numbers.
+    """
+
+    projection: Tensor
+
+    def __init__(self, width: int, cells: int = 4, directions: int = 8) -> None:
+        super().__init__()
+        self.cells, self.directions = cells, directions
+        inner = cells * cells * (directions + 3)
+        if width < 1:
+            raise ConfigError(f"a teacher's width is at least 1, got {width}")
+        draws = [
+            torch.linalg.qr(torch.randn(inner, inner, generator=torch.Generator().manual_seed(block)))[0]
+            for block in range(ceil(width / inner))
+        ]
+        self.register_buffer("projection", torch.cat(draws, 1)[:, :width], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.float()
+        grey = pixels.mean(1, keepdim=True)
+        right = F.pad(grey[..., :, 1:] - grey[..., :, :-1], (0, 1))
+        down = F.pad(grey[..., 1:, :] - grey[..., :-1, :], (0, 0, 0, 1))
+        angle = torch.atan2(down, right) / torch.pi  # in -1..1
+        centres = torch.arange(self.directions, device=pixels.device) * 2 / self.directions - 1
+        away = (angle - centres[:, None, None]).abs()
+        near = (1 - torch.minimum(away, 2 - away) * self.directions / 2).clamp(min=0)
+        maps = torch.cat([pixels - 0.5, 4 * near * (right.square() + down.square()).sqrt()], 1)
+        described = F.adaptive_avg_pool2d(maps, self.cells).flatten(1)
+        return described @ self.projection
+
+
+def load_teacher(name: str, width: int) -> nn.Module:
+    """The teacher `name`, which gives (B, `width`). Raises UnknownNameError, and what `VisionTeacher` raises."""
+    if name == "gradients":
+        return GradientHistogram(width)
+    if name not in TRANSFORMERS:
+        raise UnknownNameError(f"no teacher {name!r}{nearest(name, TEACHERS) or '; known: ' + ', '.join(TEACHERS)}")
+    return VisionTeacher(name)
