@@ -131,7 +131,7 @@ def describe(tensor: Tensor) -> dict[str, Any]:
     return plain | {
         "first": [float(f"{value:.7g}") for value in values[:8].tolist()],
         "mean": float(f"{values.mean():.7g}"),
-        "std": float(f"{values.std():.7g}"),
+        "std": float(f"{values.std():.7g}") if len(values) > 1 else 0.0,
     }
 
 

@@ -54,3 +54,13 @@ def test_uneven_cut_is_refused():
     table = KeyTable(Split("a", ("b", "c")))
     with pytest.raises(MismatchError, match="cannot be cut"):
         table.to_ours({"a": torch.zeros(3, 2)})
+
+
+def test_a_constant_is_ours_alone():
+    from vistok.keys import Constant
+
+    table = KeyTable(Rename("a.*", "b.*"), Constant("scale", lambda: torch.tensor([2.0])))
+    ours = table.to_ours({"a.w": torch.ones(3)})
+    assert ours["scale"].tolist() == [2.0]
+    assert table.to_theirs(ours).keys() == {"a.w"}
+    assert table.left_over(["a.w", "scale"]) == ["scale"]

@@ -46,7 +46,7 @@ class Generator(Model):
 
     def __init__(self, config: Any, name: str | None = None) -> None:
         super().__init__(config, name)
-        self._tokenizer: tuple[Tokenizer, ...] = ()  # not a part of the model: outside its weights
+        self._attached = _Attached()
 
     # -- for users -----------------------------------------------------------------------------------------------
 
@@ -108,14 +108,14 @@ class Generator(Model):
                 f"{self.name} was made for {made_for.name!r} (weights {made_for.weights[:8]}), "
                 f"not for this {tokenizer.name!r} (weights {tokenizer.fingerprint[:8]})"
             )
-        self._tokenizer = (tokenizer.eval(),)
+        self._attached.tokenizer = tokenizer.eval()
         self.config = replace(self.config, tokenizer=tokenizer.source)
         return self
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that was attached."""
-        return self._tokenizer[0] if self._tokenizer else None
+        return self._attached.tokenizer
 
     @property
     def source(self) -> Source | None:
@@ -265,6 +265,15 @@ def drop_labels(labels: Tensor, share: float, null: int, rng: torch.Generator) -
         raise ConfigError(f"label dropout {share}; expected a share of at least 0 and below 1")
     dropped = torch.rand(labels.shape, generator=rng, device=rng.device).to(labels.device) < share
     return torch.where(dropped, null, labels)
+
+
+class _Attached:
+    """Holds a tokenizer that is no part of the model: outside its weights, and shared by its copies."""
+
+    tokenizer: Tokenizer | None = None
+
+    def __deepcopy__(self, memo: dict) -> "_Attached":
+        return self
 
 
 class _Evaluation:

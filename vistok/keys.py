@@ -70,7 +70,15 @@ class Drop:
     restore: Callable[[State], dict[str, Tensor]] | None = None
 
 
-Rule = Rename | Fuse | Split | Drop
+@dataclass(frozen=True)
+class Constant:
+    """One of ours that the authors keep in their code instead of their files; `make` gives its published value."""
+
+    ours: str
+    make: Callable[[], Tensor]
+
+
+Rule = Rename | Fuse | Split | Drop | Constant
 
 
 class KeyTable:
@@ -78,7 +86,7 @@ class KeyTable:
 
     def __init__(self, *rules: Rule) -> None:
         self.rules = rules
-        self._theirs = _Patterns([(_many(rule.theirs), rule) for rule in rules])
+        self._theirs = _Patterns([(_many(rule.theirs), rule) for rule in rules if not isinstance(rule, Constant)])
         self._ours = _Patterns([(_many(rule.ours), rule) for rule in rules if not isinstance(rule, Drop)])
 
     def to_ours(self, state: State) -> dict[str, Tensor]:
@@ -89,18 +97,21 @@ class KeyTable:
         ours: dict[str, Tensor] = {}
         for match in self._theirs.gather(state, "the checkpoint"):
             rule = match.rule
+            assert not isinstance(rule, Constant)
             if isinstance(rule, Drop):
                 continue
             parts = [rule.into(tensor) for tensor in match.tensors]
             names = [_fill(pattern, match.captures) for pattern in _many(rule.ours)]
             ours.update(zip(names, _recut(parts, len(names), rule), strict=True))
-        return ours
+        return ours | {rule.ours: rule.make() for rule in self.rules if isinstance(rule, Constant)}
 
     def to_theirs(self, state: State) -> dict[str, Tensor]:
         """Their state dict from ours: the inverse of `to_ours`. Raises MismatchError for keys without a rule."""
         theirs: dict[str, Tensor] = {}
         for match in self._ours.gather(state, "the model"):
             rule = match.rule
+            if isinstance(rule, Constant):
+                continue
             assert not isinstance(rule, Drop)
             names = [_fill(pattern, match.captures) for pattern in _many(rule.theirs)]
             parts = [rule.back(part) for part in _recut(match.tensors, len(names), rule)]

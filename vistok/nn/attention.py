@@ -26,6 +26,7 @@ class SelfAttention(nn.Module):
     heads    number of heads; W must be a multiple of it unless `head` says their width
     bias     whether the projections have biases; `out_bias` for the last one, the same unless given
     qk_norm  "rms" or "layer" norm over each head's queries and keys, with learned gains
+    dropout  of attention weights and of the output, in training
 
     Raises ConfigError when heads do not divide the width.
     """
@@ -40,9 +41,10 @@ class SelfAttention(nn.Module):
         out_bias: bool | None = None,
         qk_norm: Norm = "none",
         eps: float = 1e-6,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.heads, self.head = heads, head or _head(width, heads)
+        self.heads, self.head, self.dropout = heads, head or _head(width, heads), dropout
         inner = self.heads * self.head
         self.qkv = nn.Linear(width, 3 * inner, bias=bias)
         self.out = nn.Linear(inner, width, bias=bias if out_bias is None else out_bias)
@@ -77,7 +79,9 @@ class SelfAttention(nn.Module):
             q, k = (rotation if only is None else rotation[only])(q), rotation(k)
         if past is not None:
             k, v = past.append(k, v)
-        return self.out(attend(q, k, v, mask=mask, causal=causal))
+        dropout = self.dropout if self.training else 0.0
+        out = self.out(attend(q, k, v, mask=mask, causal=causal, dropout=dropout))
+        return F.dropout(out, dropout) if dropout else out
 
 
 class KeyValues:
@@ -146,7 +150,9 @@ class CrossAttention(nn.Module):
         return self.out(attend(q, k, v, mask=mask))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T / sqrt(head)) v of (B, heads, N | M, head), heads joined again: (B, N, heads * head).
 
     `causal` lines up the ends of queries and keys, so that N new positions see the M - N before them. Raises InputError
@@ -162,7 +168,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
             causal = False
         elif queries < keys:  # PyTorch's own flag lines up the beginnings
             mask, causal = q.new_ones(queries, keys, dtype=bool).tril(keys - queries), False  # type: ignore[call-overload]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2).flatten(2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)
 
 
 def head_norm(kind: Norm, head: int, eps: float = 1e-6) -> nn.Module:

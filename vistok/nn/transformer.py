@@ -21,16 +21,24 @@ class MLP(nn.Module):
     """Two linear maps with an activation between, W -> hidden -> out.
 
     "gelu" is exact (erf), "gelu-tanh" its approximation: checkpoints tell them apart. "swiglu" gates the hidden values
-    by SiLU of as many others, in one fused map `expand` of twice the width (arXiv:2002.05202).
+    by SiLU of as many others, in one fused map `expand` of twice the width (arXiv:2002.05202). `dropout` acts on the
+    hidden values and on the output, in training.
     """
 
     def __init__(
-        self, width: int, hidden: int, *, out: int | None = None, activation: Activation = "gelu", bias: bool = True
+        self,
+        width: int,
+        hidden: int,
+        *,
+        out: int | None = None,
+        activation: Activation = "gelu",
+        bias: bool = True,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if activation not in ("gelu", "gelu-tanh", "silu", "swiglu"):
             raise ConfigError(f"activation {activation!r}; expected 'gelu', 'gelu-tanh', 'silu' or 'swiglu'")
-        self.activation = activation
+        self.activation, self.dropout = activation, dropout
         self.expand = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=bias)
         self.contract = nn.Linear(hidden, out or width, bias=bias)
 
@@ -43,7 +51,9 @@ class MLP(nn.Module):
             hidden = F.silu(hidden)
         else:
             hidden = F.gelu(hidden, approximate="tanh" if self.activation == "gelu-tanh" else "none")
-        return self.contract(hidden)
+        if not (self.dropout and self.training):
+            return self.contract(hidden)
+        return F.dropout(self.contract(F.dropout(hidden, self.dropout)), self.dropout)
 
 
 class Block(nn.Module):
@@ -53,6 +63,7 @@ class Block(nn.Module):
     hidden         width of the MLP, 4 W unless given
     context_width  adds cross-attention to a context of this width, between attention and MLP
     eps            of the layer norms: 1e-5 in CLIP's line, 1e-6 in timm's
+    dropout        in the self-attention and the MLP, in training, as timm's blocks have it
     """
 
     def __init__(
@@ -66,15 +77,16 @@ class Block(nn.Module):
         qk_norm: Norm = "none",
         context_width: int | None = None,
         eps: float = 1e-5,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attention = SelfAttention(width, heads, bias=bias, qk_norm=qk_norm)
+        self.attention = SelfAttention(width, heads, bias=bias, qk_norm=qk_norm, dropout=dropout)
         if context_width:
             self.norm_cross = nn.LayerNorm(width, eps=eps)
             self.cross = CrossAttention(width, heads, context_width=context_width, bias=bias, qk_norm=qk_norm)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden or 4 * width, activation=activation, bias=bias)
+        self.mlp = MLP(width, hidden or 4 * width, activation=activation, bias=bias, dropout=dropout)
 
     def forward(
         self,
@@ -98,7 +110,7 @@ class Block(nn.Module):
 class Modulation(nn.Module):
     """A condition (B, C) to `parts` vectors (B, 1, W): shifts, scales and gates. Zero at first, so gates start closed.
 
-    The map is Linear(SiLU(condition)).
+    A condition for every position, (B, N, C), gives (B, N, W). The map is Linear(SiLU(condition)).
     """
 
     def __init__(self, condition_width: int, width: int, parts: int):
@@ -109,7 +121,8 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        return self.project(F.silu(condition))[:, None].chunk(self.parts, -1)
+        condition = condition if condition.ndim == 3 else condition[:, None]
+        return self.project(F.silu(condition)).chunk(self.parts, -1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
