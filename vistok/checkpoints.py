@@ -35,7 +35,8 @@ __all__ = ["Converted", "Drop", "Fuse", "KeyTable", "Rename", "Split", "convert"
 
 WRAPPERS = ("ema", "model_ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "module", "params")
 WRAPPED = ("module.", "_orig_mod.")  # put before every key by DistributedDataParallel and torch.compile
-PREFIXES = ("model.", "ema_model.", "tokenizer.")  # an attribute of whoever trained it, unless it belongs to the name
+PREFIXES = ("model.", "ema_model.", "tokenizer.", "ae.")  # an attribute of whoever trained it, unless part of the name
+BESIDE_OTHERS = ("ema_model.", "ae.")  # where other prefixes, of weights or of judges, stand in the same file
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def _readings(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
         yield {name: state.get("model_ema." + name.replace(".", ""), tensor) for name, tensor in raw.items()}
     yield state
     for prefix in PREFIXES:
-        if prefix == "ema_model." or all(name.startswith(prefix) for name in state):
+        if prefix in BESIDE_OTHERS or all(name.startswith(prefix) for name in state):
             below = _below(state, prefix)
             if below:
                 yield from _readings(below)

@@ -47,7 +47,8 @@ class AdversarialLoss(nn.Module):
 
     start     training step from which it acts; before, both of its losses are 0
     weight    of the generator's term, and with `adaptive` false of the discriminator's own loss too if `scales_both`
-    adaptive  scale the generator's term so that its gradient at the last layer is as large as the reconstruction's
+    adaptive  scale the generator's term so that its gradient at the last layer is as large as the reconstruction's,
+              by at most `limit`
 
     The discriminator is trained by an optimiser of its own: minimise `discriminator_loss` over `parameters()`.
     """
@@ -60,9 +61,10 @@ class AdversarialLoss(nn.Module):
         weight: float = 0.8,
         adaptive: bool = True,
         scales_both: bool = False,
+        limit: float = 1e4,
     ) -> None:
         super().__init__()
-        self.discriminator = discriminator
+        self.discriminator, self.limit = discriminator, limit
         self.start, self.weight, self.adaptive, self.scales_both = start, weight, adaptive, scales_both
 
     def generator_loss(self, fake: Tensor, reconstruction_loss: Tensor, last_layer: Tensor, step: int) -> Tensor:
@@ -72,7 +74,7 @@ class AdversarialLoss(nn.Module):
         term = generator_hinge(self.discriminator(fake))
         weight: float | Tensor = self.weight
         if self.adaptive and torch.is_grad_enabled():
-            weight = self.weight * adaptive_weight(reconstruction_loss, term, last_layer)
+            weight = self.weight * adaptive_weight(reconstruction_loss, term, last_layer, self.limit)
         return weight * term
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, step: int) -> Tensor:
@@ -93,11 +95,13 @@ def discriminator_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
-def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """lambda = |d reconstruction / d last| / (|d generator / d last| + 1e-4), clamped to [0, 1e4]; no gradient."""
+def adaptive_weight(
+    reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, limit: float = 1e4
+) -> Tensor:
+    """lambda = |d reconstruction / d last| / (|d generator / d last| + 1e-4), clamped to [0, limit]; no gradient."""
     reference = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)[0]
     adversarial = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)[0]
-    return (reference.norm() / (adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
+    return (reference.norm() / (adversarial.norm() + 1e-4)).clamp(0, limit).detach()
 
 
 def _start_small(module: nn.Module) -> None:

@@ -64,6 +64,7 @@ class Block(nn.Module):
     context_width  adds cross-attention to a context of this width, between attention and MLP
     eps            of the layer norms: 1e-5 in CLIP's line, 1e-6 in timm's
     dropout        in the self-attention and the MLP, in training, as timm's blocks have it
+    layer_scale    learned gains on what attention and MLP add, and their first value (arXiv:2103.17239)
     """
 
     def __init__(
@@ -78,8 +79,13 @@ class Block(nn.Module):
         context_width: int | None = None,
         eps: float = 1e-5,
         dropout: float = 0.0,
+        layer_scale: float | None = None,
     ):
         super().__init__()
+        self.scale1: nn.Parameter | None = None
+        self.scale2: nn.Parameter | None = None
+        if layer_scale is not None:
+            self.scale1, self.scale2 = (nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2))
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attention = SelfAttention(width, heads, bias=bias, qk_norm=qk_norm, dropout=dropout)
         if context_width:
@@ -101,10 +107,16 @@ class Block(nn.Module):
     ) -> Tensor:
         """With `only`, those positions alone come out, which saves the work for the others."""
         kept = x if only is None else x[:, only]
-        x = kept + self.attention(self.norm1(x), mask=mask, causal=causal, rotation=rotation, only=only)
+        x = kept + _scaled(
+            self.attention(self.norm1(x), mask=mask, causal=causal, rotation=rotation, only=only), self.scale1
+        )
         if context is not None:
             x = x + self.cross(self.norm_cross(x), context, mask=context_mask)
-        return x + self.mlp(self.norm2(x))
+        return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
+
+
+def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
+    return x if gain is None else x * gain
 
 
 class Modulation(nn.Module):
