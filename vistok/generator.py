@@ -177,7 +177,7 @@ class Generator(Model):
             data = batch["tokens"].data
         elif batch.get("pixels") is not None and self.tokenizer is not None:
             tokenizer = self.tokenizer.to(self.device)
-            with tokenizer.inference():
+            with tokenizer.inference(), torch.autocast(self.device.type, enabled=False):
                 encoded = tokenizer.tokenize(batch["pixels"], tokenizer.spec.at(self.spec.size), seeds=[0])
             data = encoded.codes if encoded.codes is not None else encoded.vectors
         else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import vistok
 from vistok.config import from_plain, to_plain
 from vistok.errors import ConfigError, MissingExtraError, nearest
+from vistok.generator import Generator
 from vistok.registry import system_of
 from vistok.tokenizer import Tokenizer
 from vistok.training.recipe import ModelSection, StageSection
@@ -36,7 +37,8 @@ def accelerator(precision: str) -> Any:
 def build_model(section: ModelSection) -> Any:
     """The model that a recipe names, fresh or with the weights it starts from.
 
-    Raises UnknownNameError; ConfigError for a field or value that its config does not take, or a model without a loss.
+    A generator gets its tokenizer attached. Raises UnknownNameError; ConfigError for a field or value that its config
+    does not take, or a model without a loss; MismatchError where generator and tokenizer do not fit.
     """
     if section.init is not None:
         model = vistok.load(section.init)
@@ -46,8 +48,17 @@ def build_model(section: ModelSection) -> Any:
         checked: Any = from_plain(system.config, {**to_plain(config), **section.changes}, "model")
         model = vistok.create(name, **{key: getattr(checked, key) for key in section.changes})
     loss = getattr(type(model), "loss", None)
-    if loss is None or loss is Tokenizer.loss:
+    if loss in (None, Tokenizer.loss, Generator.loss):
         raise ConfigError(f"{model.name} does not define a training loss, so no recipe can train it")
+    if isinstance(model, Generator):
+        if section.tokenizer is None:
+            raise ConfigError(
+                f"{model.name} learns the tokens of a tokenizer: set model.tokenizer to the folder of one, such as "
+                "RUN/model, or to a name from `vistok list`"
+            )
+        return model.attach(vistok.load(section.tokenizer))
+    if section.tokenizer is not None:
+        raise ConfigError(f"model.tokenizer is for generators; {model.name} is a {model.role}")
     return model
 
 

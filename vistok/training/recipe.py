@@ -38,12 +38,14 @@ class Section(BaseModel):
 class ModelSection(Section):
     """`name` of the variant to create, or `init`: a name or folder whose weights training starts from.
 
-    Every other key is a field of the variant's config.
+    `tokenizer`: of a generator, the name or folder of the tokenizer whose tokens it learns. Every other key is a field
+    of the variant's config.
     """
 
     model_config = ConfigDict(extra="allow")
     name: str | None = None
     init: str | None = None
+    tokenizer: str | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -167,7 +169,10 @@ class Recipe(Section):
 
     def plain(self) -> dict[str, Any]:
         """As YAML and JSON hold it."""
-        return self.model_dump(mode="json")
+        plain = self.model_dump(mode="json")
+        if plain["model"]["tokenizer"] is None:
+            del plain["model"]["tokenizer"]  # which only generators have
+        return plain
 
 
 def load_recipe(where: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

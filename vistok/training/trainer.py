@@ -31,6 +31,7 @@ from vistok.data.images import write_image
 from vistok.data.loader import PixelLoader
 from vistok.data.sources import open_source
 from vistok.errors import ConfigError, VistokError, nearest
+from vistok.generator import Generator
 from vistok.tokenizer import Tokenizer
 from vistok.training import checkpoint as checkpoints
 from vistok.training.checkpoint import Checkpoint, step_seed
@@ -40,7 +41,7 @@ from vistok.training.optimizer import build_optimizer, learning_rate
 from vistok.training.prepare import Objective, StopSignals, accelerator, build_model, freeze, parts, place
 from vistok.training.recipe import Recipe
 from vistok.training.run import RunFolder
-from vistok.training.validation import SHOWN, measure, read_crops, sample_grid, split
+from vistok.training.validation import SHOWN, generated_grid, generator_loss, measure, read_crops, sample_grid, split
 
 
 class DivergedError(VistokError, ArithmeticError):
@@ -105,9 +106,9 @@ class Trainer:
         if not self.main:
             self.folder = RunFolder(run, recipe, facts, resume=True)
         self.held_out = torch.empty(0, 3, recipe.data.size, recipe.data.size, dtype=torch.uint8)
-        if self.main and isinstance(self.model, Tokenizer):
+        if self.main and isinstance(self.model, (Tokenizer, Generator)):
             limit = len(held_out) if held_out else SHOWN
-            self.held_out = read_crops(held_out or self.source, recipe.data.size, limit)
+            self.held_out, self.held_labels = read_crops(held_out or self.source, recipe.data.size, limit)
         self.validates = held_out is not None
         self.resumed = self.folder.latest() if resume else None
         self.step = self.resumed.step if self.resumed else 0  # completed steps, all stages together
@@ -353,16 +354,23 @@ class Trainer:
 
     def _validate(self) -> None:
         if self.main and len(self.held_out):
-            row = {"step": self.step, **measure(self._evaluated(), self.held_out)}
+            model = self._evaluated()
+            generates = isinstance(model, Generator)
+            found = (
+                generator_loss(model, self.held_out, self.held_labels) if generates else measure(model, self.held_out)
+            )
+            row = {"step": self.step, **found}
             assert self.validation_log is not None
             self.validation_log.add(row)
             self.curves.scalars("validation", row)
-            told = "  ".join(f"{name} {value:.2f} dB" for name, value in row.items() if name != "step")
+            unit = "" if generates else " dB"
+            told = "  ".join(f"{name} {value:.2f}{unit}" for name, value in row.items() if name != "step")
             self.display.note(f"step {self.step}: {told} on {len(self.held_out)} held-out pictures")
 
     def _sample(self) -> None:
         if self.main:
-            grid = sample_grid(self._evaluated(), self.held_out)
+            model = self._evaluated()
+            grid = generated_grid(model) if isinstance(model, Generator) else sample_grid(model, self.held_out)
             write_image(self.folder.path / "samples" / f"step-{self.step:08d}.png", grid)
             self.curves.image("samples", grid, self.step)
 

@@ -1,4 +1,4 @@
-"""Held-out pictures: how they are chosen, PSNR on them, and sample grids."""
+"""Held-out pictures: how they are chosen, PSNR or a generator's loss on them, and sample grids."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from vistok.data.items import Item, Source
 from vistok.data.loader import center_crop
 from vistok.data.sources import open_source
 from vistok.errors import VistokError
+from vistok.generator import Generator
 from vistok.metrics.psnr import psnr
 
 SHOWN = 8  # pictures in a grid
@@ -50,9 +51,13 @@ def split(source: Source, validation: int | str) -> tuple[Source, Source | None]
     return Chosen(source, [i for i in range(len(source)) if i not in held]), Chosen(source, sorted(held))
 
 
-def read_crops(source: Source, size: int, limit: int) -> Tensor:
-    """Centre crops of the first readable pictures, uint8 (n, 3, size, size), n <= `limit`."""
+def read_crops(source: Source, size: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Centre crops of the first readable pictures, uint8 (n, 3, size, size), n <= `limit`, and their labels (n,).
+
+    A label is -1 where a picture has none.
+    """
     crops: list[np.ndarray] = []
+    labels: list[int] = []
     for item in source:
         if len(crops) == limit:
             break
@@ -60,9 +65,10 @@ def read_crops(source: Source, size: int, limit: int) -> Tensor:
             crops.append(center_crop(item.image, size))
         except VistokError:
             continue
+        labels.append(-1 if item.label is None else item.label)
     if not crops:
-        return torch.empty(0, 3, size, size, dtype=torch.uint8)
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+        return torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, dtype=torch.long)
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
 def prefix_lengths(prefixes: Sequence[int], most: int = 4) -> list[int]:
@@ -86,6 +92,29 @@ def measure(tokenizer: Any, pixels: Tensor) -> dict[str, float]:
     return {"psnr": means.pop("psnr"), **means}
 
 
+def generator_loss(generator: Generator, pixels: Tensor, labels: Tensor) -> dict[str, float]:
+    """The loss on uint8 (n, 3, S, S) and their labels (n,), in evaluation mode, with the same random numbers always."""
+    training, totals = generator.training, []
+    generator.eval()
+    with torch.no_grad():
+        for start in range(0, len(pixels), AT_ONCE):
+            batch = {"pixels": pixels[start : start + AT_ONCE], "label": labels[start : start + AT_ONCE]}
+            rng = torch.Generator(generator.device).manual_seed(start)
+            terms = generator.loss(batch, 0, rng)
+            totals.append(len(batch["pixels"]) * float(torch.stack(list(terms.values())).sum()))
+    generator.train(training)
+    return {"loss": sum(totals) / len(pixels)}
+
+
+def generated_grid(generator: Generator) -> Tensor:
+    """Two pictures of each of the first classes (or as many without one): uint8 (3, 2 * (S + 2), n * (S + 2))."""
+    count = min(SHOWN, generator.classes or SHOWN)
+    conditions = None if generator.classes is None else list(range(count)) * 2
+    assert generator.tokenizer is not None
+    pictures = generator.tokenizer.decode(generator.generate(conditions, count=2 * count), dtype=torch.uint8)
+    return _framed(pictures.cpu().unflatten(0, (2, count)))
+
+
 def sample_grid(tokenizer: Any, pixels: Tensor) -> Tensor:
     """Originals above, then reconstructions from ever longer prefixes: uint8 (3, rows * (S + 2), n * (S + 2))."""
     batch = pixels[:SHOWN]
@@ -94,7 +123,11 @@ def sample_grid(tokenizer: Any, pixels: Tensor) -> Tensor:
     for length in _lengths(tokenizer, batch, tokens):
         shorter = tokens if length == tokens.length else tokens.prefix(length)
         rows.append(tokenizer.decode(shorter, dtype=torch.uint8).cpu())
-    framed = torch.nn.functional.pad(torch.stack(rows), (0, 2, 0, 2), value=255)  # (rows, n, 3, S + 2, S + 2)
+    return _framed(torch.stack(rows))
+
+
+def _framed(rows: Tensor) -> Tensor:
+    framed = torch.nn.functional.pad(rows, (0, 2, 0, 2), value=255)  # (rows, n, 3, S + 2, S + 2)
     return framed.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
 
 

@@ -1,0 +1,125 @@
+"""Generators in the trainer: their tokenizer is attached, held-out loss and samples are written, runs resume."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vistok
+from vistok.errors import ConfigError, MismatchError
+from vistok.training.recipe import FOLDER, check, load_recipe
+from vistok.training.trainer import train
+
+PAIRS = {
+    "fqgan-far-tiny": "fqgan-tiny",
+    "tokenbridge-generator-tiny": "tokenbridge-tiny",
+    "binary-latent-diffusion-generator-tiny": "binary-latent-diffusion-tiny",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.RandomState(0)
+    for name in ("bird", "cat"):
+        (folder / name).mkdir()
+        for index in range(12):
+            small = random.randint(0, 256, (3, 3, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((36, 32), Image.Resampling.BICUBIC).save(folder / name / f"{index}.png")
+    return folder
+
+
+def recipe(model, steps=4, **changes):
+    return check(
+        {
+            "model": model,
+            "data": {"size": 32, "workers": 0, "validation": 2},
+            "optimizer": {"lr": 1e-3},
+            "train": {
+                "steps": steps,
+                "batch_size": 4,
+                "log_every": 2,
+                "checkpoint_every": 2,
+                "validate_every": 2,
+                "sample_every": 4,
+                "ema": 0.9,
+                "threads": 1,
+                "tensorboard": False,
+            }
+            | changes,
+        },
+        "test",
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_run_of_a_generator(name, photos, tmp_path):
+    torch.manual_seed(0)
+    tok = vistok.create(PAIRS[name])
+    tok.save(tmp_path / "tok")
+    model = {"name": name, "tokenizer": str(tmp_path / "tok")}
+    folder = train(recipe(model), photos, tmp_path / "run")
+    trained = vistok.load(folder)
+    assert trained.config.tokenizer.weights == tok.fingerprint
+    assert vistok.load(tmp_path / "tok").decode(trained.generate([0, 1])).shape == (2, 3, 32, 32)
+    rows = list(csv.DictReader((tmp_path / "run" / "validation.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    assert float(rows[-1]["loss"]) > 0
+    assert Image.open(tmp_path / "run" / "samples" / "step-00000004.png").size == (8 * 34, 2 * 34)
+
+
+def test_a_resumed_run_ends_in_the_same_bits(photos, tmp_path):
+    torch.manual_seed(0)
+    vistok.create("fqgan-tiny").save(tmp_path / "tok")
+    model = {"name": "fqgan-far-tiny", "tokenizer": str(tmp_path / "tok")}
+    whole = vistok.load(train(recipe(model), photos, tmp_path / "a"))
+
+    class Stop(Exception):
+        pass
+
+    from vistok.generators.fqgan import FAR
+
+    original, calls = FAR.loss, []
+
+    def stopping(self, batch, step, rng):
+        calls.append(step)
+        if step == 3:
+            raise Stop
+        return original(self, batch, step, rng)
+
+    FAR.loss = stopping
+    try:
+        with pytest.raises(Stop):
+            train(recipe(model), photos, tmp_path / "b")
+    finally:
+        FAR.loss = original
+    again = vistok.load(train(recipe(model), photos, tmp_path / "b", resume=True))
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_what_a_recipe_of_a_generator_must_say(photos, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.tokenizer"):
+        train(recipe({"name": "fqgan-far-tiny"}), photos, tmp_path / "run")
+    vistok.create("tokenbridge-tiny").save(tmp_path / "tok")
+    with pytest.raises(MismatchError, match="codes of 64"):
+        train(recipe({"name": "fqgan-far-tiny", "tokenizer": str(tmp_path / "tok")}), photos, tmp_path / "run")
+    with pytest.raises(ConfigError, match="for generators"):
+        train(recipe({"name": "fqgan-tiny", "tokenizer": "vqgan-tiny"}), photos, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_names_a_model_that_takes_it(path):
+    found = load_recipe(f"{path.parent.name}/{path.stem}")
+    assert found.model.name is not None
+    with torch.device("meta"):
+        model = vistok.create(found.model.name, **found.model.changes)
+    assert model.system == path.parent.name
+    assert model.spec.sizes.legal((found.data.size, found.data.size))
+    if model.role == "generator":
+        with torch.device("meta"):
+            names = [found.model.tokenizer] if found.model.tokenizer else list(PAIRS.values())
+            layouts = [vistok.create(name).spec.at(model.spec.size).segments for name in names]
+        assert model.spec.segments in layouts
