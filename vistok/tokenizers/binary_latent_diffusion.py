@@ -12,7 +12,7 @@ process over such bits.
 Tokens have C codes of 2 at every position. `encode` takes the likelier side of each coin; `sample=True` throws them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError
 from vistok.keys import KeyTable
 from vistok.layout import Segment, Sizes, TokenSpec
-from vistok.losses.adversarial import AdversarialLoss
 from vistok.nn.cnn import EPS, GROUPS, CNNConfig, CNNDecoder, CNNEncoder
 from vistok.quantize.bernoulli import BernoulliQuantizer
 from vistok.registry import System
-from vistok.tokenizer import TokenData, Tokenizer
+from vistok.tokenizer import TokenData
 from vistok.tokenizers import _binary_latent_diffusion_keys as names
+from vistok.tokenizers._judged import JudgedTokenizer
 
 F16 = CNNConfig(multipliers=(1, 1, 2, 2, 4), attention=(4,), activated=False, decoder_blocks=2)
 
@@ -82,10 +82,11 @@ class Decoder(nn.Module):
         return self.cnn(self.norm(vectors.to(self.cnn.last_layer.dtype)))
 
 
-class BinaryAutoencoder(Tokenizer):
+class BinaryAutoencoder(JudgedTokenizer):
     """See the module's docstring. `encode(images, sample=True, seed=...)` throws the coins, from each item's seed."""
 
     system = "binary-latent-diffusion"
+    signed = False
     config: BinaryConfig
     encoder: Encoder
     quantizer: BernoulliQuantizer
@@ -108,7 +109,6 @@ class BinaryAutoencoder(Tokenizer):
             layout=lambda size: (Segment("grid", (size[0] // factor, size[1] // factor), codebooks),),
             sizes=Sizes(multiple=factor, minimum=factor),
         )
-        self._judges: tuple[AdversarialLoss | None, Callable[[Tensor, Tensor], Tensor] | None] = (None, None)
 
     def tokenize(  # type: ignore[override]
         self, pixels: Tensor, spec: TokenSpec, *, seeds: list[int], sample: bool = False
@@ -119,24 +119,12 @@ class BinaryAutoencoder(Tokenizer):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def judge(
-        self,
-        adversary: AdversarialLoss | None = None,
-        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> None:
-        """Set what judges reconstructions in `loss`. Neither becomes part of the model or of its weights.
-
-        Both see pixels in [0, 1]: so the authors trained, their LPIPS included.
-        """
-        self._judges = (adversary, perceptual)
-
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Terms for `batch["pixels"]` (B, 3, H, W) in [0, 1], the coins thrown by `rng`.
 
-        "reconstruction" (mean absolute error), "perceptual" and "adversarial" where `judge` set them (the authors bound
-        the adaptive weight by 1), and "code" where it has a weight.
+        "reconstruction" (mean absolute error), "perceptual" and "adversarial" where `judge` set them, and "code"
+        where it has a weight. Judges see pixels in [0, 1], as the authors trained; they bound the adaptive weight by 1.
         """
-        adversary, perceptual = self._judges
         self.quantizer.rng = rng
         pixels = self.prepare(batch["pixels"])
         latent = self.encoder(pixels)
@@ -144,19 +132,10 @@ class BinaryAutoencoder(Tokenizer):
         image = self.decoder(quantized.vectors.transpose(1, 2).unflatten(2, latent.shape[2:]))
         batch["reconstruction"] = image.detach()
         terms = {"reconstruction": (image - pixels).abs().mean()}
-        if perceptual is not None:
-            terms["perceptual"] = perceptual(image, pixels).mean()
-        if adversary is not None:
-            rebuilt = torch.stack(list(terms.values())).sum()
-            terms["adversarial"] = adversary.generator_loss(image, rebuilt, self.decoder.cnn.last_layer, step)
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(image, pixels).mean()
+        terms |= self.adversarial_terms(image, terms, self.decoder.cnn.last_layer, step)
         return terms | quantized.losses
-
-    def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
-        """What the discriminator's optimiser minimises on the same batch, after `loss`."""
-        adversary = self._judges[0]
-        if adversary is None:
-            raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
-        return adversary.discriminator_loss(self.prepare(batch["pixels"]), batch["reconstruction"], step)
 
 
 # -- variants --------------------------------------------------------------------------------------------------------

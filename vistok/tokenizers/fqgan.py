@@ -27,14 +27,13 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, InputError
 from vistok.keys import Drop, KeyTable, Rename, Rule
 from vistok.layout import Segment, Sizes, TokenSpec
-from vistok.losses.adversarial import AdversarialLoss
 from vistok.losses.representation import contrastive, load_teacher
 from vistok.nn.cnn import CNNConfig, CNNDecoder, CNNTrunk, NormSiLU
 from vistok.nn.transformer import Block
 from vistok.quantize import EntropyTerm, VectorQuantizer
 from vistok.quantize.product import ProductQuantizer
 from vistok.registry import System
-from vistok.tokenizer import Tokenizer
+from vistok.tokenizers._judged import JudgedTokenizer
 from vistok.tokenizers._vqgan_keys import cnn_rules
 from vistok.tokenizers.vqgan import F8, F16, TINY, reconstruction_terms
 
@@ -172,7 +171,7 @@ class FeaturePredictor(nn.Module):
         return self.transformer(torch.cat([query, self.widen(vectors)], 1))[:, 0]
 
 
-class FQGAN(Tokenizer):
+class FQGAN(JudgedTokenizer):
     """See the module's docstring. `codes[..., c]` is the code of `config.heads[c]`."""
 
     system = "fqgan"
@@ -204,21 +203,9 @@ class FQGAN(Tokenizer):
         segment = Segment("grid", config.grid, (config.codebook_size,) * len(config.heads))
         size = (config.resolution, config.resolution)
         self.spec = TokenSpec(size=size, layout=lambda size: (segment,), sizes=Sizes(only=(size,)))
-        self._judges: tuple[AdversarialLoss | None, Callable[[Tensor, Tensor], Tensor] | None] = (None, None)
         self._teachers: dict[str, Callable[[Tensor], Tensor]] = {}
 
     # -- training ------------------------------------------------------------------------------------------------
-
-    def judge(
-        self,
-        adversary: AdversarialLoss | None = None,
-        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> None:
-        """Set what judges reconstructions in `loss`. Neither becomes part of the model or of its weights.
-
-        `perceptual` takes reconstruction and target in [-1, 1] and gives distances whose mean is the term (LPIPS).
-        """
-        self._judges = (adversary, perceptual)
 
     def teach(self, teachers: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         """Set who teaches the semantic heads, by name: pixels (B, 3, S, S) in [0, 1] to features (B, W).
@@ -241,17 +228,13 @@ class FQGAN(Tokenizer):
         `batch["features"]` may hold {head: (B, W)}; else the teachers look at the pixels. The reconstruction goes into
         `batch["reconstruction"]`, for the discriminator's turn.
         """
-        adversary, perceptual = self._judges
         pixels = self.prepare(batch["pixels"])
         latent = self.encoder(pixels)
         quantized = self.quantizer(latent.flatten(2).transpose(1, 2))
         image = self.decoder(quantized.vectors.transpose(1, 2).unflatten(2, latent.shape[2:]))
         batch["reconstruction"] = image.detach()
-        terms = reconstruction_terms("llamagen", image, pixels, perceptual)
-        if adversary is not None:
-            rebuilt = torch.stack(list(terms.values())).sum()
-            scaled = image * 2 - 1
-            terms["adversarial"] = adversary.generator_loss(scaled, rebuilt, self.decoder.cnn.last_layer, step)
+        terms = reconstruction_terms("llamagen", image, pixels, self.perceptual)
+        terms |= self.adversarial_terms(image, terms, self.decoder.cnn.last_layer, step)
         return terms | quantized.losses | self.representation_terms(quantized.vectors, batch)
 
     def representation_terms(self, vectors: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -269,14 +252,6 @@ class FQGAN(Tokenizer):
             value = contrastive(predicted, feature.to(predicted))
             terms[f"representation:{head}"] = self.config.representation * value
         return terms
-
-    def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
-        """What the discriminator's optimiser minimises on the same batch, after `loss`."""
-        adversary = self._judges[0]
-        if adversary is None:
-            raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
-        real = self.prepare(batch["pixels"]) * 2 - 1
-        return adversary.discriminator_loss(real, batch["reconstruction"] * 2 - 1, step)
 
     def _teacher(self, head: str) -> Callable[[Tensor], Tensor]:
         if head not in self._teachers:

@@ -14,7 +14,7 @@ The published VAE is MAR's KL-16 (arXiv:2406.11838), whose latents have a deviat
 tokenizer; `loss` here trains a VAE of this kind for the smaller recipes, and follows the deviation of its latents.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError
 from vistok.keys import Constant, KeyTable, Rename
 from vistok.layout import Segment, Sizes, TokenSpec
-from vistok.losses.adversarial import AdversarialLoss
 from vistok.nn.cnn import CNNConfig, CNNDecoder, CNNEncoder
 from vistok.quantize import GaussianQuantizer
 from vistok.quantize.normal import NormalQuantizer
 from vistok.registry import System
-from vistok.tokenizer import TokenData, Tokenizer
+from vistok.tokenizer import TokenData
+from vistok.tokenizers._judged import JudgedTokenizer
 from vistok.tokenizers._vqgan_keys import cnn_rules
 from vistok.tokenizers.vqgan import reconstruction_terms
 
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
         return (self.cnn(self.project(vectors.to(self.cnn.last_layer.dtype))) + 1) / 2
 
 
-class TokenBridge(Tokenizer):
+class TokenBridge(JudgedTokenizer):
     """See the module's docstring. `encode(images, sample=True, seed=...)` rounds a draw from the VAE's Gaussian, as the
     authors do; the default is its mean.
     """
@@ -117,7 +117,6 @@ class TokenBridge(Tokenizer):
             layout=lambda size: (Segment("grid", (size[0] // factor, size[1] // factor), codebooks),),
             sizes=Sizes(multiple=factor, minimum=factor),
         )
-        self._judges: tuple[AdversarialLoss | None, Callable[[Tensor, Tensor], Tensor] | None] = (None, None)
 
     def moments(self, pixels: Tensor) -> Tensor:
         """Means and log variances (B, N, 2 D) of pixels of a legal size."""
@@ -143,14 +142,6 @@ class TokenBridge(Tokenizer):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def judge(
-        self,
-        adversary: AdversarialLoss | None = None,
-        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> None:
-        """Set what judges reconstructions in `loss`. Neither becomes part of the model or of its weights."""
-        self._judges = (adversary, perceptual)
-
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Terms of the VAE, before anything is rounded, for `batch["pixels"]` (B, 3, H, W) in [0, 1].
 
@@ -158,7 +149,6 @@ class TokenBridge(Tokenizer):
         are summed over an image), "perceptual" and "adversarial" where `judge` set them. In training mode mean and
         deviation of the latents are followed, so that the tokens can be rounded at any time.
         """
-        adversary, perceptual = self._judges
         pixels = self.prepare(batch["pixels"])
         seeds = torch.randint(2**62, (len(pixels),), generator=rng, device=rng.device).tolist()
         latent = self.gaussian(self.moments(pixels), seed=seeds)
@@ -166,20 +156,9 @@ class TokenBridge(Tokenizer):
             self.quantizer.observe(latent.vectors)
         image = self.reconstruct(latent.vectors, (pixels.shape[-2], pixels.shape[-1]))
         batch["reconstruction"] = image.detach()
-        terms = reconstruction_terms("taming", image, pixels, perceptual)
-        if adversary is not None:
-            rebuilt = torch.stack(list(terms.values())).sum()
-            last = self.decoder.cnn.last_layer
-            terms["adversarial"] = adversary.generator_loss(image * 2 - 1, rebuilt, last, step)
+        terms = reconstruction_terms("taming", image, pixels, self.perceptual)
+        terms |= self.adversarial_terms(image, terms, self.decoder.cnn.last_layer, step)
         return terms | {"kl": self.config.kl_weight * latent.losses["kl"] / pixels[0].numel()}
-
-    def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
-        """What the discriminator's optimiser minimises on the same batch, after `loss`."""
-        adversary = self._judges[0]
-        if adversary is None:
-            raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
-        real = self.prepare(batch["pixels"]) * 2 - 1
-        return adversary.discriminator_loss(real, batch["reconstruction"] * 2 - 1, step)
 
 
 # -- variants --------------------------------------------------------------------------------------------------------

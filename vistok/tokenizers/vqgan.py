@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError
 from vistok.keys import Drop, KeyTable, Rename, Rule
 from vistok.layout import Segment, Sizes, TokenSpec
-from vistok.losses.adversarial import AdversarialLoss
 from vistok.nn.cnn import CNNConfig, CNNDecoder, CNNEncoder
 from vistok.quantize import EntropyTerm, Quantizer, VectorQuantizer
 from vistok.quantize.gumbel import GumbelQuantizer
 from vistok.registry import System
-from vistok.tokenizer import Tokenizer
+from vistok.tokenizers._judged import JudgedTokenizer, Perceptual
 from vistok.tokenizers._vqgan_keys import Family, as_linear, as_pixelwise, cnn_rules
 
 
@@ -96,7 +95,7 @@ class Decoder(nn.Module):
         return (pixels + 1) / 2 if self.signed else pixels
 
 
-class VQGAN(Tokenizer):
+class VQGAN(JudgedTokenizer):
     """The tokenizer of all three families; any picture whose sides are multiples of f."""
 
     system = "vqgan"
@@ -116,7 +115,7 @@ class VQGAN(Tokenizer):
             layout=lambda size: (Segment("grid", (size[0] // factor, size[1] // factor), codes),),
             sizes=Sizes(multiple=factor, minimum=factor),
         )
-        self._judges: tuple[AdversarialLoss | None, Callable[[Tensor, Tensor], Tensor] | None] = (None, None)
+        self.signed = self.encoder.signed
 
     def soft_codes(self, latent: Tensor, temperature: float = 1.0) -> Tensor:
         """Probability of every code at every position, softmax(-|z - e|^2 / temperature): (B, N, K).
@@ -130,24 +129,12 @@ class VQGAN(Tokenizer):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def judge(
-        self,
-        adversary: AdversarialLoss | None = None,
-        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> None:
-        """Set what judges reconstructions in `loss`. Neither becomes part of the model or of its weights.
-
-        `perceptual` takes reconstruction and target in [-1, 1] and gives distances whose mean is the term (LPIPS).
-        """
-        self._judges = (adversary, perceptual)
-
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Terms for `batch["pixels"]` (B, 3, H, W) in [0, 1]: L1 (taming) or squared error, both on the model's own
         range, "perceptual" and "adversarial" where `judge` set them, and the quantizer's terms.
 
         The reconstruction (B, 3, H, W) in [0, 1] goes into `batch["reconstruction"]`, for the discriminator's turn.
         """
-        adversary, perceptual = self._judges
         if isinstance(self.quantizer, GumbelQuantizer):
             self.quantizer.rng = rng
         pixels = self.prepare(batch["pixels"])
@@ -155,26 +142,13 @@ class VQGAN(Tokenizer):
         quantized = self.quantizer(latent.flatten(2).transpose(1, 2))
         image = self.decoder(quantized.vectors.transpose(1, 2).unflatten(2, latent.shape[2:]))
         batch["reconstruction"] = image.detach()
-        terms = reconstruction_terms(self.config.family, image, pixels, perceptual)
-        if adversary is not None:
-            rebuilt = torch.stack(list(terms.values())).sum()
-            scaled = image * 2 - 1 if self.encoder.signed else image
-            terms["adversarial"] = adversary.generator_loss(scaled, rebuilt, self.decoder.cnn.last_layer, step)
+        terms = reconstruction_terms(self.config.family, image, pixels, self.perceptual)
+        terms |= self.adversarial_terms(image, terms, self.decoder.cnn.last_layer, step)
         return terms | quantized.losses
-
-    def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
-        """What the discriminator's optimiser minimises on the same batch, after `loss`."""
-        adversary = self._judges[0]
-        if adversary is None:
-            raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
-        real, fake = self.prepare(batch["pixels"]), batch["reconstruction"]
-        if self.encoder.signed:
-            real, fake = real * 2 - 1, fake * 2 - 1
-        return adversary.discriminator_loss(real, fake, step)
 
 
 def reconstruction_terms(
-    family: Family, image: Tensor, pixels: Tensor, perceptual: Callable[[Tensor, Tensor], Tensor] | None
+    family: Family, image: Tensor, pixels: Tensor, perceptual: Perceptual | None
 ) -> dict[str, Tensor]:
     """Pixel and perceptual terms of images in [0, 1]; taming and LlamaGen measure in [-1, 1], twice as wide."""
     if family == "taming":
