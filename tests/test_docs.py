@@ -92,3 +92,17 @@ def test_commands_exist(page):
     blocks = "\n".join(re.findall(r"```[a-z]*\n(.*?)```", page.read_text(), re.DOTALL))
     for command in re.findall(r"^(?:\$ )?vistok ([a-z-]+)", blocks, re.MULTILINE):
         assert command in COMMANDS, f"{page.name} shows `vistok {command}`"
+
+
+def test_himtoks_first_lines_of_python_run(tmp_path, monkeypatch):
+    from vistok.data.masks import write_index
+
+    monkeypatch.chdir(tmp_path)
+    mask = np.zeros((70, 90), bool)
+    mask[10:40, 20:60] = True
+    write_index("masks.png", {1: mask, 2: ~mask})
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/systems/himtok.md").read_text(), re.DOTALL)
+    assert code
+    names: dict = {}
+    exec(compile(code.group(1), "himtok.md", "exec"), names)
+    assert names["rough"].shape == (2, 1, 70, 90)

@@ -124,3 +124,17 @@ def test_save_and_load(tok, tmp_path):
     half = vistok.load(tmp_path / "model", dtype=torch.bfloat16)
     assert half.fingerprint == tok.fingerprint
     assert half.dtype == torch.bfloat16
+
+
+def test_models_that_take_squares_pad_and_resize_to_squares():
+    from vistok.layout import Sizes
+    from vistok.pixels import fit, plan
+
+    sizes = Sizes(square=True)
+    assert sizes.legal((7, 7))
+    assert not sizes.legal((7, 8))
+    assert plan((20, 30), sizes).padding == (0, 0, 0, 10)
+    assert plan((20, 45), sizes, "resize").resized == (30, 30)
+    assert "squares" in sizes.describe()
+    padded = fit(torch.ones(1, 1, 2, 3), plan((2, 3), sizes), blank=True)
+    assert padded[0, 0].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]

@@ -87,17 +87,22 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Legal input sizes, as data. Either a few exact ones (`only`), or every multiple within bounds."""
+    """Legal input sizes, as data. Either a few exact ones (`only`), or every multiple within bounds, perhaps squares
+    alone (of models that scale inside).
+    """
 
     only: tuple[Size, ...] = ()
     multiple: int = 1
     minimum: int = 1  # of either side, in pixels
     maximum: int | None = None
+    square: bool = False
 
     def legal(self, size: Size) -> bool:
         """Whether a picture of this size can be encoded as it is."""
         if self.only:
             return size in self.only
+        if self.square and size[0] != size[1]:
+            return False
         return all(
             side % self.multiple == 0 and side >= self.minimum and (self.maximum is None or side <= self.maximum)
             for side in size
@@ -108,6 +113,7 @@ class Sizes:
         if self.only:
             fits = [legal for legal in self.only if legal[0] >= size[0] and legal[1] >= size[1]]
             return min(fits, key=prod) if fits else None
+        size = (max(size),) * 2 if self.square else size
         up = tuple(ceil(max(side, self.minimum) / self.multiple) * self.multiple for side in size)
         return up if self.maximum is None or max(up) <= self.maximum else None  # type: ignore[return-value]
 
@@ -118,6 +124,7 @@ class Sizes:
                 self.only,
                 key=lambda legal: (abs(_log_aspect(legal) - _log_aspect(size)), abs(prod(legal) - prod(size))),
             )
+        size = (round(prod(size) ** 0.5),) * 2 if self.square else size
         shrink = 1.0 if self.maximum is None else min(1.0, self.maximum / max(size))
         low = ceil(self.minimum / self.multiple)
         high = self.maximum // self.multiple if self.maximum else None
@@ -141,6 +148,8 @@ class Sizes:
         if self.only:
             return " or ".join(f"{height}x{width_}" for height, width_ in self.only)
         upper = f", at most {self.maximum}" if self.maximum else ""
+        if self.square:
+            return f"squares whose side is a multiple of {self.multiple}, at least {self.minimum}{upper}"
         return f"both sides multiples of {self.multiple}, at least {self.minimum}{upper}"
 
 

@@ -38,10 +38,12 @@ def to_pixels(image: "Image.Image | np.ndarray | Tensor", channels: int = 3) -> 
         pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
         layout = "(H, W, C) or (B, H, W, C)"
     elif hasattr(image, "convert"):
-        pixels = from_pil(image)
+        pixels = torch.from_numpy(np.array(image.convert("L")))[None, None] if channels == 1 else from_pil(image)
         layout = "a PIL image"
     else:
         raise InputError(f"cannot take {type(image).__name__}; expected a PIL image, a uint8 array, or a tensor")
+    if channels == 1 and pixels.ndim == 4 and pixels.shape[1] == 3:
+        pixels = _mask_of(pixels)
     if pixels.ndim != 4 or pixels.shape[1] != channels or 0 in pixels.shape:
         raise InputError(
             f"pixels of shape {tuple(getattr(image, 'shape', pixels.shape))}; expected {layout}, C = {channels}"
@@ -57,6 +59,16 @@ def to_pixels(image: "Image.Image | np.ndarray | Tensor", channels: int = 3) -> 
         hint = "divide by 255" if high > 2 else "map [-1, 1] to [0, 1] with (x + 1) / 2" if low < 0 else "clamp them"
         raise InputError(f"float pixels span [{low:.4g}, {high:.4g}]; expected [0, 1]: {hint}")
     return pixels
+
+
+def _mask_of(pixels: Tensor) -> Tensor:
+    """The one channel of masks (B, 3, H, W) that were read as pictures. Raises InputError where channels differ."""
+    if not (torch.equal(pixels[:, 0], pixels[:, 1]) and torch.equal(pixels[:, 0], pixels[:, 2])):
+        raise InputError(
+            "a coloured picture, where this model takes masks in black and white; vistok.data.masks.read_index gives "
+            "the masks of an index PNG one by one"
+        )
+    return pixels[:, :1]
 
 
 def as_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -126,13 +138,17 @@ def plan(size: Size, sizes: Sizes, on_size: OnSize = "pad") -> Canvas:
     return Canvas(size, padding=(0, 0, columns * tile[1] - size[1], rows * tile[0] - size[0]), tiles=(rows, columns))
 
 
-def fit(pixels: Tensor, canvas: Canvas) -> Tensor:
-    """Scale, pad (by repeating the border) and cut (B, C, H, W) as planned; tiles become (B * rows * columns, ...)."""
+def fit(pixels: Tensor, canvas: Canvas, blank: bool = False) -> Tensor:
+    """Scale, pad and cut (B, C, H, W) as planned; tiles become (B * rows * columns, ...).
+
+    Padding repeats the border; with `blank`, for masks, it is zero.
+    """
     if canvas.resized:
         pixels = resize(pixels, canvas.resized)
     left, top, right, bottom = canvas.padding
     if any(canvas.padding):
-        pixels = _repeat_border(pixels, left, top, right, bottom)
+        pad = (left, right, top, bottom)
+        pixels = F.pad(pixels, pad) if blank else _repeat_border(pixels, left, top, right, bottom)
     rows, columns = canvas.tiles
     if rows * columns == 1:
         return pixels

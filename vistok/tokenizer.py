@@ -182,7 +182,7 @@ class Tokenizer(Model):
         tiles = canvas.tiles[0] * canvas.tiles[1]
         spec = self.spec.at(canvas.tile, canvas.tiles)
         single = self.spec.at(canvas.tile)
-        fitted = fit(pixels, canvas)
+        fitted = fit(pixels, canvas, blank=self.spec.modality == "mask")
         if tiles == 1:
             data = self.tokenize(fitted, single, seeds=seeds, **conditions)
         else:

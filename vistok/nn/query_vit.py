@@ -10,6 +10,7 @@ it skips the rest of its work, and the decoder's mask tokens, alike for all item
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.nn.patching import PatchEmbed
@@ -34,12 +35,14 @@ class ViTSize:
 class QueryEncoder(nn.Module):
     """Pictures (B, 3, rows * patch, columns * patch) to the outputs of N learned queries (B, N, width), normalised.
 
-    `grid` is (rows, columns) of patches.
+    `grid` is (rows, columns) of patches. `causal`: patches do not see the queries, and a query sees those before it
+    (HiMTok, arXiv:2503.13026); else all see all.
     """
 
-    def __init__(self, grid: tuple[int, int], patch: int, queries: int, size: ViTSize):
+    def __init__(self, grid: tuple[int, int], patch: int, queries: int, size: ViTSize, causal: bool = False):
         super().__init__()
         cells, width = grid[0] * grid[1], size.width
+        self.causal = causal
         self.patches = PatchEmbed(patch, width)
         self.class_token = _table(1, width)
         self.positions = _table(cells + 1, width)
@@ -56,13 +59,17 @@ class QueryEncoder(nn.Module):
         first = (self.class_token + self.positions[:1]).to(patches.dtype).expand(batch, 1, -1)
         queries = (self.queries + self.query_positions).to(patches.dtype).expand(batch, -1, -1)
         x = self.norm_in(torch.cat([first, patches + self.positions[1:], queries], 1))
-        return self.norm_out(run_blocks(self.blocks, x, slice(x.shape[1] - queries.shape[1], None)))
+        begin = x.shape[1] - queries.shape[1]
+        mask = causal_queries(x.shape[1], begin, x.device) if self.causal else None
+        return self.norm_out(run_blocks(self.blocks, x, slice(begin, None), mask))
 
 
 class GridDecoder(nn.Module):
     """Latents (B, n, dim), n at most N, to one vector per cell of the grid (B, rows * columns, width), normalised.
 
     text     (context length, width of its features) of a text whose features may follow the latents
+    padded   the sequence always has N latents: those that are not there are zero but for their positions (HiMTok),
+             where it is shorter otherwise
     """
 
     def __init__(
@@ -72,9 +79,11 @@ class GridDecoder(nn.Module):
         dim: int,
         size: ViTSize,
         text: tuple[int, int] | None = None,
+        padded: bool = False,
     ):
         super().__init__()
         self.cells, width = grid[0] * grid[1], size.width
+        self.padded = padded
         self.embed = nn.Linear(dim, width)
         self.class_token = _table(1, width)
         self.mask_token = _table(1, width)
@@ -88,10 +97,17 @@ class GridDecoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         initialise(self)
 
-    def forward(self, latents: Tensor, text: Tensor | None = None) -> Tensor:
-        """`text` (B, context length, features), for a decoder that was built with it."""
+    def forward(self, latents: Tensor, text: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """`text` (B, context length, features), for a decoder that was built with it. `lengths` (B,), of a padded one:
+        how many latents of each item are there.
+        """
         embedded = self.embed(latents)
-        parts = [embedded + self.latent_positions[: latents.shape[1]]]
+        if lengths is not None:
+            there = torch.arange(embedded.shape[1], device=embedded.device) < lengths[:, None]
+            embedded = embedded * there[:, :, None]
+        if self.padded:
+            embedded = F.pad(embedded, (0, 0, 0, len(self.latent_positions) - embedded.shape[1]))
+        parts = [embedded + self.latent_positions[: embedded.shape[1]]]
         if text is not None:
             parts.append(self.text(text) + self.text_positions[: text.shape[1]])
         grid = torch.cat([self.class_token, self.mask_token.expand(self.cells, -1)]) + self.positions
@@ -100,11 +116,21 @@ class GridDecoder(nn.Module):
         return self.norm_out(run_blocks(self.blocks, x, slice(1, self.cells + 1)))
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, only: slice) -> Tensor:
-    """Through all blocks, (B, N, W) to the positions `only`; the last block computes nothing for the others."""
+def run_blocks(blocks: nn.ModuleList, x: Tensor, only: slice, mask: Tensor | None = None) -> Tensor:
+    """Through all blocks, (B, N, W) to the positions `only`; the last block computes nothing for the others.
+
+    `mask` (N, N) says which positions (rows) see which (columns).
+    """
     for block in blocks[:-1]:
-        x = block(x)
-    return blocks[-1](x, only=only) if len(blocks) else x[:, only]
+        x = block(x, mask=mask)
+    return blocks[-1](x, mask=None if mask is None else mask[only], only=only) if len(blocks) else x[:, only]
+
+
+def causal_queries(length: int, begin: int, device: torch.device | str = "cpu") -> Tensor:
+    """Mask (length, length): all see the positions before `begin`, and those from there on the ones before them too."""
+    visible = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    visible[:, :begin] = True
+    return visible
 
 
 def initialise(module: nn.Module) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
+from vistok.errors import ConfigError
 from vistok.quantize.base import Quantized, Quantizer, mean_square, one_of, positive, within
 from vistok.quantize.entropy import EntropyTerm, table_entropies
 from vistok.quantize.processes import draw_rows, pick_best, sum_over_processes
@@ -38,6 +39,8 @@ class VectorQuantizer(Quantizer):
                         "ema": rows follow the mean of the latents that chose them, no codebook loss;
                         "cvq": as gradient, and rarely chosen rows move to the latent nearest to them
     estimator           "straight-through" or "rotation" (see rotation.py)
+    transform           the codebook is seen through a learned linear map (D, D), as in SimVQ but trained itself too
+                        (HiMTok); only with "gradient", without restarts
     commitment          weight of mean((z - sg q)^2)
     codebook_weight     weight of mean((sg z - q)^2); not with "ema"
     entropy             an EntropyTerm over softmax(-distance), or None
@@ -62,6 +65,7 @@ class VectorQuantizer(Quantizer):
         metric: Literal["l2", "cosine"] = "l2",
         learning: Literal["gradient", "ema", "cvq"] = "gradient",
         estimator: Estimator = "straight-through",
+        transform: bool = False,
         commitment: float = 0.25,
         codebook_weight: float = 1.0,
         entropy: EntropyTerm | None = None,
@@ -81,6 +85,9 @@ class VectorQuantizer(Quantizer):
         self.eps = within("eps", eps)
         self.restart_below = within("restart_below", restart_below)
         self.seed = seed
+        if transform and (learning != "gradient" or restart_below):
+            raise ConfigError("transform=True goes with learning='gradient' and restart_below=0 alone")
+        self.transform = nn.Linear(dim, dim, bias=False) if transform else None
         self._normalize_eps = 1e-6 if learning == "ema" else 1e-12  # as the respective authors have it
 
         rows = self._initial_rows(codebook_size, dim)
@@ -104,12 +111,18 @@ class VectorQuantizer(Quantizer):
             rows = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
         return self._unit(rows) if self.metric == "cosine" else rows
 
+    def rows(self, codebook: Tensor | None = None) -> Tensor:
+        """The codebook (K, D) at full precision, through `transform` where there is one, not scaled to unit length."""
+        rows = self.codebook if codebook is None else codebook
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        return rows if self.transform is None else rows @ self.transform.weight.to(rows.dtype).T
+
     def table(self) -> Tensor:
         """The vectors (K, D) that codes stand for: the codebook, of unit length with metric "cosine"."""
         return self._table(self.codebook)
 
     def _table(self, rows: Tensor) -> Tensor:
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+        rows = self.rows(rows)
         # EMA rows are stored normalised, so a lookup gives their stored bits
         return self._unit(rows) if self.metric == "cosine" and self.learning != "ema" else rows
 
