@@ -15,11 +15,22 @@
 
 The padding or the tiles follow from the size and the model. Token files (`Tokens.save`) carry names, layouts and
 batches, and are for storing; these are for few bytes.
+
+Version 2 is for tokenizers with an embedded stream (`EmbeddedStream`), of which every part from the beginning decodes:
+
+    | 1      | 0xF6                                                                                             |
+    | 1      | 2                                                                                                |
+    | 3      | the beginning of the fingerprint of the model's weights                                          |
+    | 2 to 5 | height - 1, width - 1, as above                                                                  |
+    | 1 to 5 | symbols in the stream, in the same way                                                           |
+    | ...    | the stream; 16 bits of a checksum over what was decoded are its last symbol                      |
+    | 2      | low half of the CRC-32 of everything before                                                      |
 """
 
+import math
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,14 +38,16 @@ from torch import Tensor
 from vistok import bits
 from vistok.errors import FormatError, InputError, MismatchError
 from vistok.layout import Canvas, Size, TokenSpec
-from vistok.pixels import OnSize, plan, to_pixels
+from vistok.pixels import OnSize, as_uint8, fit, plan, restore, to_pixels
 from vistok.prior import Coder, UniformCoder
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
 
 MAGIC = 0xF6
-VERSION = 1
+VERSION = 1  # of files of codes
+EMBEDDED = 2  # of files of an embedded stream
 CHECKSUM = 4
+SHORT_CHECKSUM = 2
 TAG = 3
 _ESCAPE = 7
 
@@ -48,6 +61,8 @@ class Header:
     left_out: int  # of the model's prefixes, longest first; 0: all tokens are there
     keep: bool
     bytes: int  # length of the header
+    symbols: int | None = None  # in an embedded stream, None for a file of codes
+    whole: bool = True  # False for the beginning of a file
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise MismatchError unless `tokenizer` is the model that wrote the file."""
@@ -58,44 +73,166 @@ class Header:
             )
 
 
+class EmbeddedStream(Protocol):
+    """What a tokenizer's `stream` does, where it has one. A state, of its own type, is what is known of a picture."""
+
+    def encode(
+        self, pixels: Tensor, *, segments: int | None = None, budget: int | None = None, enough: Any = None
+    ) -> tuple[bytes, int]:
+        """Pixels (1, C, H, W) of a legal size to a stream of so many segments or bytes, and its number of symbols.
+
+        `enough(state, bytes)` is asked after every segment, and ends the stream where it is true.
+        """
+
+    def encode_codes(self, codes: Tensor, size: Size) -> tuple[bytes, int]:
+        """Codes (1, n, C) of whole segments, in the same way."""
+
+    def decode(self, data: bytes, symbols: int, size: Size, partial: bool = False) -> Any:
+        """A stream, or with `partial` the beginning of one, to a state."""
+
+    def pixels(self, state: Any, dtype: torch.dtype) -> Tensor:
+        """A state to pixels (1, C, H, W)."""
+
+    def codes(self, state: Any) -> Tensor:
+        """A state to codes, long (1, n, C), -1 where a code is not known."""
+
+
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def compress(tokenizer: Tokenizer, image: Any, *, length: int | None = None, bpp: float | None = None) -> bytes:
+def compress(
+    tokenizer: Tokenizer,
+    image: Any,
+    *,
+    length: int | None = None,
+    bpp: float | None = None,
+    bytes: int | None = None,
+    psnr: float | None = None,
+) -> "bytes":
     """One picture, as `Tokenizer.encode` takes it, to a compressed file.
 
-    `length`: only so many tokens, one of the prefixes that decode. `bpp`: the longest prefix with which the whole file,
-    header and checksum included, takes at most so many bits per pixel of the picture. Neither: all tokens.
+    `length`: only so many tokens, one of the prefixes that decode. `bpp`, `bytes`: the best with which the whole file,
+    header and checksum included, takes at most so many bits per pixel of the picture, or bytes. `psnr`: the shortest
+    that reaches so many dB. None of these: all tokens.
 
-    Raises InputError for a batch, a tokenizer with continuous tokens, a prefix that does not decode, or a budget that
-    is too small even for the shortest.
+    Raises InputError for a batch, a tokenizer with continuous tokens, a prefix that does not decode, a budget that
+    is too small even for the shortest, or a PSNR that even all tokens do not reach.
     """
-    if length is not None and bpp is not None:
-        raise InputError("give length or bpp, not both")
+    given = [
+        name
+        for name, value in (("length", length), ("bpp", bpp), ("bytes", bytes), ("psnr", psnr))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise InputError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
     if any(not segment.codebooks for segment in tokenizer.spec.segments):
         raise InputError(f"{tokenizer.name} has continuous tokens; only codes can be compressed")
     pixels = to_pixels(image, tokenizer.input_channels)
     if len(pixels) != 1:
         raise InputError(f"{len(pixels)} pictures; a compressed file holds one, so call compress once for each")
-    tokens = tokenizer.encode(pixels, on_size=_on_size(tokenizer, (pixels.shape[2], pixels.shape[3])))
-    if bpp is not None:
-        return _within(tokenizer, tokens, bpp)
+    size = (pixels.shape[2], pixels.shape[3])
+    budget = bytes if bpp is None else int(bpp * size[0] * size[1] / 8)
+    if _stream(tokenizer) is not None:
+        return _compress_stream(tokenizer, pixels, length, budget, psnr)
+    tokens = tokenizer.encode(pixels, on_size=_on_size(tokenizer, size))
+    if budget is not None:
+        return _within(tokenizer, tokens, budget)
+    if psnr is not None:
+        return _reaching(tokenizer, tokens, pixels, psnr)
     return pack(tokenizer, tokens if length is None else tokens.prefix(length))
 
 
-def decompress(tokenizer: Tokenizer, data: bytes) -> Tensor:
+def decompress(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> Tensor:
     """A compressed file to pixels: uint8 (1, 3, H, W), of the size that went in.
 
+    `partial`: `data` may be the beginning of a file, cut anywhere behind its header; for embedded streams alone.
+
     Raises FormatError for a file that is damaged, cut short, too long or of a newer version, MismatchError for one of
-    another model.
+    another model, or one that this machine does not decode to what was compressed.
     """
-    return tokenizer.decode(unpack(tokenizer, data), dtype=torch.uint8)
+    header = peek(data, partial=partial)
+    if header.symbols is None:
+        return tokenizer.decode(unpack(tokenizer, data), dtype=torch.uint8)
+    canvas, stream, state = _read_stream(tokenizer, data, header)
+    return restore(stream.pixels(state, torch.uint8), canvas)
 
 
-def _within(tokenizer: Tokenizer, tokens: Tokens, bpp: float) -> bytes:
-    """The file of the longest prefix within a budget of bits per pixel, by bisection: files grow with the prefix."""
+def _compress_stream(
+    tokenizer: Any, pixels: Tensor, length: int | None, budget: int | None, psnr: float | None
+) -> bytes:
+    """The file of an embedded stream, cut where asked for."""
+    canvas = _canvas(tokenizer, (pixels.shape[2], pixels.shape[3]))
+    spec, stream, fitted = _spec(tokenizer, canvas), tokenizer.stream, fit(pixels, canvas)
+    if psnr is not None:
+        return _stream_reaching(tokenizer, pixels, canvas, psnr)
+    if budget is None:
+        segments = None if length is None else spec.prefixes.index(spec.check_prefix(length)) + 1
+        return _stream_file(tokenizer, canvas, *stream.encode(fitted, segments=segments))
+    most = spec.bits  # a symbol is at least a bit
+    room = budget - len(_stream_file(tokenizer, canvas, b"", most))
+    if room < _SMALLEST_STREAM:
+        raise InputError(
+            f"the budget is {budget} bytes here; the shortest file of {tokenizer.name} takes "
+            f"{budget - room + _SMALLEST_STREAM} bytes"
+        )
+    return _stream_file(tokenizer, canvas, *stream.encode(fitted, budget=room))
+
+
+def _stream_reaching(tokenizer: Any, pixels: Tensor, canvas: Canvas, target: float) -> bytes:
+    """The shortest file of an embedded stream, within a percent, whose picture has a PSNR of `target` dB."""
+    stream, fitted, wanted = tokenizer.stream, fit(pixels, canvas), as_uint8(pixels).cpu()
+
+    def quality(state: Any) -> float:
+        return _psnr(restore(stream.pixels(state, torch.uint8), canvas).cpu(), wanted)
+
+    known: list[tuple[int, float]] = [(0, 0.0)]
+
+    def enough(state: Any, size: int) -> bool:
+        known.append((size, quality(state)))
+        return known[-1][1] >= target
+
+    data, symbols = stream.encode(fitted, enough=enough)
+    (low, worse), (high, better) = known[-2], (len(data), known[-1][1])
+    if better < target and (better := quality(stream.decode(data, symbols, canvas.coded))) < target:
+        raise InputError(f"{tokenizer.name} reaches {better:.2f} dB on this picture, {target} dB were asked for")
+    best = data, symbols
+    while high - low > max(2, high // 100):
+        share = min(max((target - worse) / max(better - worse, 1e-6), 0.1), 0.9)
+        middle = low + max(1, round((high - low) * share))
+        part = stream.encode(fitted, budget=middle)
+        value = quality(stream.decode(*part, canvas.coded))
+        if value >= target:
+            best, high, better = part, middle, value
+        else:
+            low, worse = middle, value
+    return _stream_file(tokenizer, canvas, *best)
+
+
+def _stream_file(tokenizer: Tokenizer, canvas: Canvas, data: bytes, symbols: int) -> bytes:
+    head = bytes([MAGIC, EMBEDDED]) + bytes.fromhex(tokenizer.fingerprint[: 2 * TAG])
+    body = head + _number(canvas.size[0] - 1) + _number(canvas.size[1] - 1) + _number(symbols, 5) + data
+    return body + (zlib.crc32(body) & 0xFFFF).to_bytes(SHORT_CHECKSUM, "little")
+
+
+def _stream(tokenizer: Tokenizer) -> EmbeddedStream | None:
+    """The tokenizer's embedded stream, where it has one."""
+    return getattr(tokenizer, "stream", None)
+
+
+def _read_stream(tokenizer: Tokenizer, data: bytes, header: Header) -> tuple[Canvas, EmbeddedStream, Any]:
+    """The canvas, the stream and the state of what is in a file."""
+    header.check(tokenizer)
+    stream = _stream(tokenizer)
+    if stream is None or header.symbols is None:
+        raise FormatError(f"{tokenizer.name} does not read compressed files of this kind")
+    canvas = _canvas(tokenizer, header.size)
+    payload = data[header.bytes : len(data) - SHORT_CHECKSUM * header.whole]
+    return canvas, stream, stream.decode(payload, header.symbols, canvas.coded, partial=not header.whole)
+
+
+def _within(tokenizer: Tokenizer, tokens: Tokens, budget: int) -> bytes:
+    """The file of the longest prefix within a budget of bytes, by bisection: files grow with the prefix."""
     height, width = tokens.canvas[0].size
-    budget = int(bpp * height * width / 8)
     prefixes = _spec(tokenizer, tokens.canvas[0]).prefixes
     best, low, high = None, 0, len(prefixes) - 1
     while low <= high:
@@ -107,10 +244,29 @@ def _within(tokenizer: Tokenizer, tokens: Tokens, bpp: float) -> bytes:
             smallest, high = data, middle - 1
     if best is None:
         raise InputError(
-            f"{bpp} bits per pixel are {budget} bytes here; the shortest file of {tokenizer.name} takes "
+            f"the budget is {budget} bytes here; the shortest file of {tokenizer.name} takes "
             f"{len(smallest)} bytes, {8 * len(smallest) / (height * width):.4f} bits per pixel"
         )
     return best
+
+
+def _reaching(tokenizer: Tokenizer, tokens: Tokens, pixels: Tensor, target: float) -> bytes:
+    """The file of the shortest prefix whose picture has a PSNR of `target` dB."""
+    wanted = as_uint8(pixels).cpu()
+    for length in _spec(tokenizer, tokens.canvas[0]).prefixes:
+        value = _psnr(tokenizer.decode(tokens.prefix(length), dtype=torch.uint8).cpu(), wanted)
+        if value >= target:
+            return pack(tokenizer, tokens.prefix(length))
+    raise InputError(f"{tokenizer.name} reaches {value:.2f} dB on this picture, {target} dB were asked for")
+
+
+def _psnr(pixels: Tensor, wanted: Tensor) -> float:
+    """PSNR in dB of uint8 pictures, in rows: no float copy of the whole."""
+    total = sum(
+        int((ours.int() - theirs.int()).square_().sum())
+        for ours, theirs in zip(pixels.split(64, 2), wanted.split(64, 2), strict=True)
+    )
+    return 10 * math.log10(255**2 * pixels.numel() / max(total, 1))
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
@@ -131,9 +287,14 @@ def pack(tokenizer: Tokenizer, tokens: Tokens) -> bytes:
     spec.check_prefix(tokens.length)
     tokenizer._check_codes(tokens)
     codes = tokens.codes.cpu()
+    stream = _stream(tokenizer)
+    if stream is not None and tokens.keep is not None:
+        raise InputError(f"a compressed file of {tokenizer.name} holds all positions; these tokens have a keep mask")
     if tokens.keep is None:
         if any(tokens._unsent(column, first, last) for sizes, first, last in tokens._columns() for column, _ in sizes):
             raise InputError("some codes are missing (-1); a compressed file holds them all")
+        if stream is not None:
+            return _stream_file(tokenizer, canvas, *stream.encode_codes(codes, canvas.coded))
         payload = _coder(tokenizer).encode(codes, spec)
     else:
         keep = tokens.keep[0].cpu().numpy()
@@ -146,12 +307,17 @@ def pack(tokenizer: Tokenizer, tokens: Tokens) -> bytes:
     return body + zlib.crc32(body).to_bytes(CHECKSUM, "little")
 
 
-def unpack(tokenizer: Tokenizer, data: bytes) -> Tokens:
+def unpack(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> Tokens:
     """Inverse of `pack`: Tokens of one item. Join several of one layout with `Tokens.cat` to decode them as a batch.
 
-    Raises as `decompress`.
+    Of an embedded stream that ends inside a segment, the codes that are not there are -1. Raises as `decompress`.
     """
-    header = peek(data)
+    header = peek(data, partial=partial)
+    if header.symbols is not None:
+        canvas, stream, state = _read_stream(tokenizer, data, header)
+        spec = _spec(tokenizer, canvas)
+        codes = stream.codes(state)
+        return Tokens(spec.segments, codes, None, None, (canvas,), tokenizer.source)
     header.check(tokenizer)
     canvas = _canvas(tokenizer, header.size)
     spec = _spec(tokenizer, canvas)
@@ -186,23 +352,32 @@ def _canvas(tokenizer: Tokenizer, size: Size) -> Canvas:
 
 
 def _spec(tokenizer: Tokenizer, canvas: Canvas) -> TokenSpec:
-    return tokenizer.spec.at(canvas.tile, canvas.tiles)
+    return tokenizer.spec.of(canvas)
 
 
 # -- headers ---------------------------------------------------------------------------------------------------------
 
 
-def peek(data: bytes) -> Header:
-    """Read the header and check the whole file, without a model. Raises FormatError that says what is wrong with it."""
+def peek(data: bytes, *, partial: bool = False) -> Header:
+    """Read the header and check the whole file, without a model. Raises FormatError that says what is wrong with it.
+
+    `partial`: the beginning of an embedded stream's file will do; its header says that it is not `whole`.
+    """
     if not data:
         raise FormatError("the compressed file is empty (0 bytes)")
     if data[0] != MAGIC:
         raise FormatError(f"this is not a compressed file of vistok's (its first byte is not {MAGIC:#x})")
+    if len(data) > 1 and data[1] & 0x0F == EMBEDDED:
+        return _peek_stream(data, partial)
     if len(data) < _SMALLEST:
         raise FormatError(f"the compressed file is cut short: {len(data)} bytes")
     version = data[1] & 0x0F
-    if version > VERSION:
-        raise FormatError(f"the compressed file is of version {version}, this vistok reads up to {VERSION}: upgrade it")
+    if version > EMBEDDED:
+        raise FormatError(
+            f"the compressed file is of version {version}, this vistok reads up to {EMBEDDED}: upgrade it"
+        )
+    if partial:
+        raise FormatError("this file holds no embedded stream: only the whole of it decodes, so partial is of no use")
     header, length = _parse(data)
     if zlib.crc32(data[:-CHECKSUM]) == int.from_bytes(data[-CHECKSUM:], "little") and version:
         return header
@@ -230,6 +405,29 @@ def _parse(data: bytes) -> tuple[Header, int]:
     return Header((sides[0], sides[1]), tag, left_out, bool(data[1] >> 7), place + 1), data[place]
 
 
+def _peek_stream(data: bytes, partial: bool) -> Header:
+    """`peek` for version 2."""
+    if data[1] != EMBEDDED:
+        raise FormatError("the compressed file is damaged: its second byte is none that vistok writes")
+    place, numbers = 2 + TAG, []
+    try:
+        for bytes_ in (4, 4, 5):
+            number, place = _read_number(data, place, bytes_)
+            numbers.append(number)
+    except FormatError as error:
+        raise FormatError(f"the compressed file is cut short: {len(data)} bytes, not even its header") from error
+    height, width, symbols = numbers
+    end = len(data) - SHORT_CHECKSUM
+    whole = end >= place and zlib.crc32(data[:end]) & 0xFFFF == int.from_bytes(data[end:], "little")
+    if not whole and not partial:
+        raise FormatError(
+            "the compressed file is damaged or cut short: its checksum does not match. If it was cut on purpose, its "
+            "beginning still decodes: --partial, or partial=True"
+        )
+    size, tag = (height + 1, width + 1), data[2 : 2 + TAG].hex()
+    return Header(size, tag, 0, False, place, symbols, whole)
+
+
 def _whole_file_in(data: bytes, first: int) -> int:
     """Length of the whole file that `data` begins with, or 0: its payload ends at `first` or some times 256 later."""
     check, done = 0, 0
@@ -240,10 +438,10 @@ def _whole_file_in(data: bytes, first: int) -> int:
     return 0
 
 
-def _number(value: int) -> bytes:
-    """A number below 2^28, 7 bits a byte, low ones first, the top bit set on all but the last."""
-    if value >> 28:
-        raise InputError(f"{value} is more than a compressed file's header can hold, 2^28")
+def _number(value: int, most: int = 4) -> bytes:
+    """A number of at most so many bytes, 7 bits a byte, low ones first, the top bit set on all but the last."""
+    if value >> 7 * most:
+        raise InputError(f"{value} is more than a compressed file's header can hold, 2^{7 * most}")
     out = bytearray()
     while value >> 7:
         out.append(0x80 | value & 0x7F)
@@ -251,10 +449,10 @@ def _number(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _read_number(data: bytes, place: int) -> tuple[int, int]:
+def _read_number(data: bytes, place: int, most: int = 4) -> tuple[int, int]:
     """The number at `place`, and the place after it."""
     value = 0
-    for count in range(4):
+    for count in range(most):
         if place + count >= len(data):
             break
         value |= (data[place + count] & 0x7F) << 7 * count
@@ -263,4 +461,5 @@ def _read_number(data: bytes, place: int) -> tuple[int, int]:
     raise FormatError("the compressed file is damaged: a number in its header does not end")
 
 
+_SMALLEST_STREAM = 8  # bytes that hold a checksum and a symbol
 _SMALLEST = 2 + TAG + 2 + 1 + CHECKSUM

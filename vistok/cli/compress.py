@@ -19,15 +19,20 @@ def command(
     ] = None,
     length: Annotated[int | None, typer.Option("--length", min=1, help="Only the first K tokens.")] = None,
     bpp: Annotated[float | None, typer.Option("--bpp", help="At most this many bits per pixel.")] = None,
+    size: Annotated[int | None, typer.Option("--bytes", min=1, help="At most this many bytes.")] = None,
+    psnr: Annotated[float | None, typer.Option("--psnr", help="As few bytes as reach this many dB.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, ... A GPU if there is one.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
-    """Compress a picture. The same model decompresses it; --length and --bpp trade quality for bytes."""
-    if length is not None and bpp is not None:
-        raise InputError("give --length or --bpp, not both")
-    if bpp is not None and not (math.isfinite(bpp) and bpp > 0):
-        raise InputError(f"--bpp {bpp}; expected a number above 0")
+    """Compress a picture. The same model decompresses it; --length, --bpp, --bytes or --psnr sets quality or bytes."""
+    targets = {"--length": length, "--bpp": bpp, "--bytes": size, "--psnr": psnr}
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+    for name, value in (("--bpp", bpp), ("--psnr", psnr)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} {value}; expected a number above 0")
     refuse_existing(output, overwrite)
 
     from vistok.data.images import read_image
@@ -40,7 +45,7 @@ def command(
 
     from vistok.compressed import compress
 
-    data = compress(tokenizer, picture, length=length, bpp=bpp)
+    data = compress(tokenizer, picture, length=length, bpp=bpp, bytes=size, psnr=psnr)
     write_atomically(output, data)
     width, height = picture.size
     rate = 8 * len(data) / (width * height)
