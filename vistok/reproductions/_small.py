@@ -1,0 +1,117 @@
+"""What reproductions on small pictures share: pixels in memory, a small convolutional autoencoder, a training loop.
+
+pixels (B, 3, S, S) in [0, 1] -> stride-2 convolutions and residual blocks -> latent (B, D, S / 2^L, S / 2^L) -> back
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.data.items import Source
+from vistok.data.sources import Where, open_source
+from vistok.training.validation import read_crops
+
+
+def pictures(where: Source | Where, count: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    """The first `count` pictures, uint8 (n, 3, size, size), and their labels (n,)."""
+    return read_crops(open_source(where), size, count)
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x)))), 3x3."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class SmallEncoder(nn.Sequential):
+    """Pixels in [0, 1] to a latent of `dim` channels; each width halves the sides."""
+
+    def __init__(self, widths: Sequence[int], dim: int) -> None:
+        parts: list[nn.Module] = []
+        for entering, width in zip((3, *widths[:-1]), widths, strict=True):
+            parts += [nn.Conv2d(entering, width, 4, stride=2, padding=1), Residual(width)]
+        super().__init__(*parts, nn.SiLU(), nn.Conv2d(widths[-1], dim, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels * 2 - 1)
+
+
+class SmallDecoder(nn.Sequential):
+    """The encoder's mirror."""
+
+    def __init__(self, widths: Sequence[int], dim: int) -> None:
+        parts: list[nn.Module] = [nn.Conv2d(dim, widths[-1], 1)]
+        for width, leaving in zip(reversed(widths), (*reversed(widths[:-1]), 3), strict=True):
+            parts += [Residual(width), nn.SiLU(), nn.ConvTranspose2d(width, leaving, 4, stride=2, padding=1)]
+        super().__init__(*parts)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return (super().forward(latent) + 1) / 2
+
+
+def batches(pixels: Tensor, labels: Tensor, size: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Batches without end, in an order that the seed decides; pixels float in [0, 1], half of them mirrored."""
+    rng = torch.Generator().manual_seed(seed)
+    while True:
+        for rows in torch.randperm(len(pixels), generator=rng).split(size):
+            if len(rows) == size:
+                part = pixels[rows].float() / 255
+                mirrored = torch.rand(size, generator=rng) < 0.5
+                part = torch.where(mirrored[:, None, None, None], part.flip(3), part)
+                yield {"pixels": part, "label": labels[rows]}
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[dict[str, Any], int, torch.Generator], dict[str, Tensor]],
+    data: Iterator[dict[str, Any]],
+    steps: int,
+    *,
+    lr: float = 1e-3,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Adam with a short warm-up and a cosine to a twentieth; tells the total every tenth of the way."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.0)
+    rng = torch.Generator().manual_seed(seed)
+    warmup = max(steps // 20, 1)
+
+    def rate(step: int) -> float:
+        progress = torch.tensor(step / steps)
+        return min(1.0, (step + 1) / warmup) * float(0.525 + 0.475 * torch.cos(torch.pi * progress))
+
+    module.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rate(step)
+        total = torch.stack(list(loss(next(data), step, rng).values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % max(steps // 10, 1) == 0:
+            tell(f"  step {step + 1} of {steps}: {total.item():.4f}")
+    module.eval()
+
+
+RIDGE = 1e-2
+
+
+def probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
+    """Accuracy, in percent, of a linear map fitted by least squares to one-hot labels, on features (n, W)."""
+    mean, deviation = features.mean(0), features.std(0) + 1e-6
+    train, test = ((part - mean) / deviation for part in (features, test_features))
+    train, test = (F.pad(part, (0, 1), value=1.0).double() for part in (train, test))
+    target = F.one_hot(labels).double()
+    gram = train.T @ train / len(train) + RIDGE * torch.eye(train.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, train.T @ target / len(train))
+    return 100 * float((test @ weights).argmax(1).eq(test_labels).double().mean())
