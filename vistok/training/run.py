@@ -2,6 +2,7 @@
 
 RUN/recipe.yaml     the recipe with all overrides     RUN/run.json        the data it was started on
 RUN/log.csv         one row per logged step           RUN/validation.csv  PSNR on held-out pictures
+RUN/vitals.csv      what the doctor reads: ranges, gradients per part, codebook usage
 RUN/samples/*.png   originals and reconstructions     RUN/tensorboard/    the same curves and pictures
 RUN/checkpoints/    the last two                      RUN/model/          a model folder: vistok.load("RUN/model")
 """
@@ -19,7 +20,17 @@ from vistok.files import write_atomically
 from vistok.training import checkpoint
 from vistok.training.recipe import Recipe, differences
 
-CONTENTS = ("checkpoints", "model", "samples", "tensorboard", "log.csv", "validation.csv", "run.json", "recipe.yaml")
+CONTENTS = (
+    "checkpoints",
+    "model",
+    "samples",
+    "tensorboard",
+    "log.csv",
+    "vitals.csv",
+    "validation.csv",
+    "run.json",
+    "recipe.yaml",
+)
 
 
 class RunFolder:

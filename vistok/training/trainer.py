@@ -35,6 +35,7 @@ from vistok.generator import Generator
 from vistok.tokenizer import Tokenizer
 from vistok.training import checkpoint as checkpoints
 from vistok.training.checkpoint import Checkpoint, step_seed
+from vistok.training.doctor import Doctor
 from vistok.training.ema import Ema
 from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.optimizer import build_optimizer, learning_rate
@@ -132,6 +133,8 @@ class Trainer:
         wanted = self.settings.tensorboard and self.main
         self.curves = Curves(self.folder.path / "tensorboard", wanted, self.step)
         self.display = Display(self.console, self.total, self.step)
+        held = [recipe for _, recipe in self.stages]
+        self.doctor = Doctor(self.folder.path, held, self.curves, self.display, begun, self.main)
         try:
             self._announce()
             with self.signals:
@@ -146,6 +149,7 @@ class Trainer:
             elif self.main and self.resumed and self.resumed.step == self.total:
                 self.folder.save_model(self._evaluated())  # a kill may have come between the checkpoint and its model
         finally:
+            self.doctor.end()
             self.display.close()
             self.curves.close()
         return self.folder.model
@@ -161,6 +165,7 @@ class Trainer:
         if self.resumed and self.resumed.step > first and self.resumed.stage == index:
             self._load_state(optimizer, self.resumed.state)
         self.weights_fit = False
+        self.doctor.begin(index, first, self.model)
         loader = self._rank_loader(recipe)
         batches = loader.batches(self.step)
         try:
@@ -183,6 +188,7 @@ class Trainer:
             group["lr"] = rate
         self.rate, self.batch_size = rate, settings.batch_size
         rng = self._seeded(step)
+        self.doctor.expect((step + 1) % self.settings.log_every == 0 or step + 1 == first + settings.steps)
         optimizer.zero_grad(set_to_none=True)
         values: Tensor | None = None
         for index, part in enumerate(parts(batch, settings.accumulate)):
@@ -193,6 +199,7 @@ class Trainer:
                 self.accelerator.backward(stacked.sum())
         assert values is not None
         self.accelerator.unscale_gradients(optimizer)
+        self.doctor.observe(batch, weighted)
         trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in trained])  # type: ignore[misc]
         sums = torch.cat([values, norm.to(values).reshape(1)])
@@ -362,6 +369,7 @@ class Trainer:
             row = {"step": self.step, **found}
             assert self.validation_log is not None
             self.validation_log.add(row)
+            self.doctor.validated(row)
             self.curves.scalars("validation", row)
             unit = "" if generates else " dB"
             told = "  ".join(f"{name} {value:.2f}{unit}" for name, value in row.items() if name != "step")
@@ -380,9 +388,10 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             means = self.accelerator.reduce(means, "mean")
         elapsed = time.perf_counter() - self.clock
+        row: dict[str, Any] = {}
         if self.main:
             *values, norm = means.tolist()
-            row: dict[str, Any] = {"step": self.step, "loss": math.fsum(values)}
+            row |= {"step": self.step, "loss": math.fsum(values)}
             row |= dict(zip(self.terms, values, strict=True))
             row |= {"lr": self.rate, "grad_norm": norm}
             done = self.step - self.clock_step
@@ -391,6 +400,7 @@ class Trainer:
             self.log.add(row)
             self.curves.scalars("train", row)
             self.display.row(row, self.terms)
+        self.doctor.row(row, self.terms)
         self.window, self.window_steps = None, 0
         self._start_clock()
 

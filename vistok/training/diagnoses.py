@@ -1,0 +1,403 @@
+"""The rules of the doctor: each looks at the chart of a stage and gives the findings of one kind.
+
+A rule speaks only when several logged rows agree, so that noise raises nothing; the thresholds below say why they are
+where they are. Losses are compared as logarithms (a fall by 2 % is a fall by 0.02 at any scale), except where a loss
+is one already and goes below zero.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from vistok.training.chart import Chart, Finding
+
+Rule = Callable[[Chart], Iterable[Finding]]
+
+AGREE = 3  # rows in a row that must show a disease: one or two happen by chance
+SETTLED = 8  # rows before trends are judged: three at either end, and something between
+DWARFED = 20.0  # a regulariser this many times all that measures the picture leaves it under 5 % of the loss
+CONSTANT = 1e-6  # relative spread of float32 means that do not move at all
+COLLAPSED = 0.05  # perplexity as a share of the codes: healthy codebooks lie above a fifth
+FALLEN = 0.3  # of its best: a perplexity that has lost two thirds is on its way down
+LOW = 0.25  # but only below a quarter of the codes; a fall from 90 % to 30 % may be the data's own distribution
+UNUSED = 0.5  # share of codes that never occur: more, and half of the codebook is paid for in vain
+PER_CODE = 8  # codes counted per code of the codebook before its use is judged: at equal use 0.03 % are unseen
+EXPLODED = 30.0  # times the largest norm of the first half; norms of a sound run vary tenfold at most
+VANISHED = 1e-4  # of the part's own first norms, or ..
+NEGLIGIBLE = 1e-6  # .. of the largest part's: beneath what float32 adds up
+ROSE = 0.2  # nats, a fifth: more than a sound loss regains from its beginning to its end
+OSCILLATES = 0.5  # nats between rows, typically: windows of a sound run differ by 5 to 20 %
+PROGRESS = 0.02  # nats: a run from scratch gains more than 2 % in any ten rows of its beginning
+DARK = 2 / 255  # highest pixel of pictures in [0, 1] that were stored as 8-bit numbers 0 and 1
+WIDER = 1.3  # slope of output over pixels: least squares never exceed 1, a model that works in [-1, 1] has 2
+FITS = 0.7  # correlation from which that slope means something
+WORSE_DB, WORSE_LOSS = 0.3, 0.02  # a held-out PSNR or loss that is worse by this is worse on every picture set
+ACCURATE, HOPELESS = 0.95, 0.9  # of a discriminator's verdicts that are right
+
+# terms that shape codes or please a discriminator; all others measure the picture (or the tokens, of a generator)
+REGULARISERS = ("commit", "codebook", "entropy", "kl", "prior", "disentangle", "orthogonal", "sparsity", "lecam")
+ADVERSARIAL = ("adversarial", "discriminator", "lecam", "gan")
+
+
+def pixel_range(chart: Chart) -> Iterator[Finding]:
+    """Pixels that are not in [0, 1]: one row is enough."""
+    lows, highs = chart.series("pixel_low"), chart.series("pixel_high")
+    if not len(lows):
+        return
+    low, high = float(lows.min()), float(highs.max())
+    evidence = {"pixel_low": low, "pixel_high": high}
+    told = f"pixels span {low:.3g} to {high:.3g} {chart.span(len(lows))}, [0, 1] is meant"
+    if high > 4:  # beyond what normalising by mean and deviation gives
+        cure = "divide the pictures by 255 where they are read: they are in 0..255"
+    elif low < -0.01 and low >= -1.01 and high <= 1.01:
+        cure = "give (pixels + 1) / 2 where they are read: they are in [-1, 1], and models shift to their own range"
+    elif low < -0.01 or high > 1.01:
+        cure = "leave the pictures unnormalised where they are read: models shift to their own range"
+    elif high <= DARK and len(lows) >= AGREE:
+        cure = "multiply the pictures by 255 before they are stored as 8-bit numbers: all are black"
+    else:
+        return
+    yield Finding("pixel-range", "", told, f"{cure} (--data)", None, evidence)
+
+
+def output_range(chart: Chart) -> Iterator[Finding]:
+    """A decoder that gives the picture in another range than [0, 1]."""
+    slope, fit = chart.series("output_slope")[-AGREE:], chart.series("output_fit")[-AGREE:]
+    if len(slope) < AGREE or fit.min() < FITS or slope.min() < WIDER:
+        return
+    offset, outside = chart.series("output_offset")[-1], chart.series("output_outside")[-1]
+    low, high = chart.series("output_low")[-1], chart.series("output_high")[-1]
+    yield Finding(
+        "output-range",
+        "decoder",
+        f"the decoder gives {slope[-1]:.2f} * pixels {offset:+.2f}, from {low:.3g} to {high:.3g}, with "
+        f"{outside:.0%} outside [0, 1] {chart.span(AGREE)}; decode clamps that away",
+        "bring the decoder's output to [0, 1] in the model, such as (x + 1) / 2, and compare it with the pixels there",
+        None,
+        {"slope": slope.tolist(), "offset": float(offset), "correlation": fit.tolist(), "outside": float(outside)},
+    )
+
+
+def dead_terms(chart: Chart) -> Iterator[Finding]:
+    """Terms that are zero, constant, or cut off from the weights."""
+    for name in chart.names("term"):
+        values = chart.series(f"term/{name}")
+        if chart.recipe.loss.get(name) == 0 or len(values) < SETTLED:
+            continue
+        waits = _is(name, ADVERSARIAL) and not values.any()  # for its start step
+        detached = chart.series(f"detached/{name}")[-AGREE:]
+        recent = values[-SETTLED:]
+        spread = float(recent.max() - recent.min())
+        if not values.any() and not waits:
+            told = f"the term {name} is 0 in all {len(values)} rows up to step {int(chart.rows[-1]['step'])}"
+        elif len(detached) == AGREE and detached.all() and not waits:
+            told = f"no gradient flows from the term {name} ({values[-1]:.4g}) {chart.span(AGREE)}"
+        elif values.any() and spread <= CONSTANT * abs(float(np.median(recent))):
+            told = f"the term {name} stays at {values[-1]:.6g} {chart.span(SETTLED)}"
+        else:
+            continue
+        cure = "mend it in the model's loss (a detach, an argmax or a constant in it), or say that it is not wanted"
+        yield Finding("dead-term", name, told, cure, f"loss.{name}=0", {"values": recent.tolist()})
+
+
+def dwarfing_terms(chart: Chart) -> Iterator[Finding]:
+    """A regulariser beside which the picture no longer counts."""
+    judged = _judged(chart)
+    if len(judged) < SETTLED:
+        return
+    for name in chart.names("term"):
+        values = np.abs(chart.series(f"term/{name}"))
+        if not _is(name, REGULARISERS + ADVERSARIAL) or len(values) != len(judged):
+            continue
+        ratio = values[-AGREE:] / np.maximum(np.abs(judged[-AGREE:]), 1e-12)
+        if ratio.min() > DWARFED:
+            weight = chart.recipe.loss.get(name, 1.0) / float(np.median(ratio))
+            yield Finding(
+                "dwarfing-term",
+                name,
+                f"the term {name} ({values[-1]:.3g}) is {np.median(ratio):.0f} times all terms that measure the "
+                f"picture ({judged[-1]:.3g}) {chart.span(AGREE)}",
+                "weigh it less",
+                f"loss.{name}={weight:.1g}",
+                {"ratio": ratio.tolist()},
+            )
+
+
+def codebooks(chart: Chart) -> Iterator[Finding]:
+    """Codebook collapse, and codes that nothing chooses."""
+    for name in chart.names("perplexity"):
+        columns = [chart.series(f"{column}/{name}") for column in ("size", "seen", "used", "perplexity")]
+        size, seen, used, perplexity = (column[-SETTLED * AGREE :] for column in columns)
+        reachable = np.minimum(size, seen / PER_CODE)
+        if len(size) < AGREE or _early(chart) or reachable[-1] < 2:
+            continue
+        share = (perplexity - 1) / np.maximum(reachable - 1, 1)
+        everything = perplexity / reachable
+        tiny = bool((share[-AGREE:] < COLLAPSED).all())
+        sinking = everything[-AGREE:].max() < min(LOW, FALLEN * float(everything.max()))
+        override, cure = _codebook_cure(chart)
+        evidence = {"perplexity": perplexity[-AGREE:].tolist(), "codes": float(size[-1]), "used": float(used[-1])}
+        if tiny or sinking:
+            fall = "" if tiny else f", from {perplexity.max():.4g}"
+            yield Finding(
+                "codebook-collapse",
+                name,
+                f"{name} uses its {size[-1]:.0f} codes as if they were {perplexity[-1]:.3g} (perplexity{fall}) "
+                f"{chart.span(AGREE)}; {used[-1]:.1%} of them occur",
+                cure,
+                override,
+                evidence,
+            )
+            continue
+        counted = used[seen >= PER_CODE * size]
+        if len(counted) and counted[-1] < 1 - UNUSED:
+            yield Finding(
+                "dead-codes",
+                name,
+                f"{1 - counted[-1]:.0%} of the {size[-1]:.0f} codes of {name} never occur {chart.span(1)}",
+                cure,
+                override,
+                evidence | {"used": counted[-AGREE:].tolist()},
+            )
+
+
+def discriminator(chart: Chart) -> Iterator[Finding]:
+    """A discriminator that is always right, from which the decoder learns nothing more."""
+    real, fake = chart.series("logits_real"), chart.series("logits_fake")
+    accuracy = chart.series("discriminator_accuracy")
+    if len(accuracy) < SETTLED or accuracy[-SETTLED:].min() < ACCURATE:
+        return
+    told = f"the discriminator is right in {accuracy[-SETTLED:].mean():.1%} of its verdicts {chart.span(SETTLED)}"
+    if len(real) and len(fake):
+        told += f" (logits {real[-1]:+.2f} on pictures, {fake[-1]:+.2f} on reconstructions)"
+    yield Finding(
+        "discriminator-won",
+        "discriminator",
+        told,
+        "slow it down or start it later",
+        None,
+        {"accuracy": accuracy[-SETTLED:].tolist()},
+    )
+
+
+def gradients(chart: Chart) -> Iterator[Finding]:
+    """Gradients that explode, vanish, or never arrive."""
+    total = chart.series("grad_norm")
+    if len(total) >= SETTLED:
+        last, before = float(np.median(total[-AGREE:])), float(total[: len(total) // 2].max())
+        if last > EXPLODED * before > 0:
+            clip = chart.recipe.optimizer.clip
+            yield Finding(
+                "exploding-gradient",
+                "",
+                f"the gradient's norm is {last:.3g} {chart.span(AGREE)}, it was at most {before:.3g} in the first half",
+                "clip it" if clip is None else "lower the learning rate",
+                "optimizer.clip=1.0" if clip is None else _lower_rate(chart),
+                {"grad_norm": total[-AGREE:].tolist(), "before": before},
+            )
+    parts = {name: chart.series(f"grad/{name}") for name in chart.names("grad")}
+    largest = max((float(values[-AGREE:].max()) for values in parts.values()), default=0.0)
+    for name, values in parts.items():
+        waits = _is(name, ADVERSARIAL) and not values.any()
+        if len(values) < SETTLED or waits or _early(chart):
+            continue
+        last = float(values[-AGREE:].max())
+        fell = last < VANISHED * float(np.median(values[:AGREE])) and _gained(chart) < np.log(10)
+        if last == 0:
+            told = f"no gradient reaches the {name} {chart.span(AGREE)}, though it is meant to train"
+        elif last < NEGLIGIBLE * largest or fell:
+            told = (
+                f"the gradient of the {name} has vanished: {last:.2g} {chart.span(AGREE)}, {values[0]:.2g} at first, "
+                f"{largest:.2g} in the largest part"
+            )
+        else:
+            continue
+        half = chart.recipe.train.precision != "fp32"
+        cure = "look for a detach or a saturated activation on its way to the loss; a smaller rate keeps weights there"
+        yield Finding(
+            "vanishing-gradient",
+            name,
+            told,
+            "rule out the precision first, then " + cure if half else cure,
+            "train.precision=fp32" if half else _lower_rate(chart),
+            {"grad_norm": values[-AGREE:].tolist(), "first": values[:AGREE].tolist(), "largest": largest},
+        )
+
+
+def learning_rate(chart: Chart) -> Iterator[Finding]:
+    """A loss that rises, falls back or swings: steps too large for the landscape."""
+    judged = _nats(_judged(chart))
+    if len(judged) < SETTLED:
+        return
+    smooth, noise = _smooth(judged), _noise(judged)
+    first, last, best = float(np.median(judged[:AGREE])), float(np.median(judged[-AGREE:])), float(smooth.min())
+    shown, name = _judged(chart), _judged_name(chart)
+    if last - first > max(ROSE, 4 * noise):
+        told = f"{name} has risen from {np.median(shown[:AGREE]):.4g} to {np.median(shown[-AGREE:]):.4g}"
+    elif last - best > max(ROSE, 0.5 * (first - best), 6 * noise):
+        told = f"{name} had fallen to {shown.min():.4g} and is back at {np.median(shown[-AGREE:]):.4g}"
+    elif _noise(judged[-SETTLED:]) > OSCILLATES:
+        told = f"{name} swings between {shown[-SETTLED:].min():.4g} and {shown[-SETTLED:].max():.4g}"
+    else:
+        return
+    rate = chart.series("lr")
+    at = f" at a learning rate of up to {rate.max():.2g}" if len(rate) else ""
+    yield Finding(
+        "learning-rate",
+        "",
+        f"{told} {chart.span(len(shown))}{at}",
+        "lower the learning rate",
+        _lower_rate(chart),
+        {"first": first, "best": best, "last": last, "noise": noise},
+    )
+
+
+def stalled(chart: Chart) -> Iterator[Finding]:
+    """A run from scratch that learns nothing."""
+    judged = _nats(_judged(chart))
+    if not chart.fresh or chart.recipe.model.init is not None or len(judged) < SETTLED + 2:
+        return  # a trained model has little left to gain, and is no worse for it
+    if _early(chart) or chart.steps < 2 * chart.recipe.optimizer.warmup:
+        return
+    gained = _gained(chart)
+    moved = float(np.median(judged[:AGREE]) - np.median(judged[-AGREE:]))
+    if gained > PROGRESS + 2 * _noise(judged) or moved > PROGRESS or moved < -ROSE:
+        return
+    rate = chart.recipe.optimizer.lr
+    shown = _judged(chart)
+    yield Finding(
+        "stalled",
+        "",
+        f"{_judged_name(chart)} was {np.median(shown[:AGREE]):.4g} and is {np.median(shown[-AGREE:]):.4g} after "
+        f"{chart.steps} steps at a learning rate of up to {rate:.2g}",
+        "raise the learning rate" if rate < 1e-3 else "lower the learning rate: the first steps may have done harm",
+        f"optimizer.lr={rate * 10:.1g}" if rate < 1e-3 else _lower_rate(chart),
+        {"first": float(shown[0]), "last": float(shown[-1]), "gained": gained},
+    )
+
+
+def overfitting(chart: Chart) -> Iterator[Finding]:
+    """Held-out pictures get worse while those that are trained on get better."""
+    rows = [row for row in chart.validation if "psnr" in row or "loss" in row]
+    if len(rows) < AGREE or len(_judged(chart)) < AGREE:
+        return
+    column, sign, margin = ("psnr", -1.0, WORSE_DB) if "psnr" in rows[0] else ("loss", 1.0, WORSE_LOSS)
+    values = sign * np.array([row[column] for row in rows])  # lower is better
+    best = int(values.argmin())
+    if len(values) - best < AGREE or values[best + 1 :][-2:].min() - values[best] < margin:
+        return
+    since = [row for row in chart.rows if row["step"] >= rows[best]["step"]]
+    judged = _nats(_judged(Chart(chart.recipe, rows=since)))
+    if len(judged) < 2 or judged[-1] >= judged[0]:
+        return  # training got worse too: another disease
+    step = int(rows[best]["step"])
+    unit = " dB" if column == "psnr" else ""
+    data = chart.recipe.data
+    cure, override = "stop where it was best", f"train.steps={step}"
+    if not data.flip or data.scale is None:
+        override = "data.flip=true" if not data.flip else "data.scale=[0.5,1.0]"
+        cure = f"train on more pictures, vary them more, or stop at step {step}"
+    yield Finding(
+        "overfitting",
+        "",
+        f"{column} on held-out pictures was {abs(values[best]):.4g}{unit} at step {step} and is "
+        f"{abs(values[-1]):.4g}{unit} at step {int(rows[-1]['step'])}, while the training loss went on falling",
+        cure,
+        override,
+        {column: [row[column] for row in rows]},
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    pixel_range,
+    output_range,
+    learning_rate,
+    dwarfing_terms,
+    dead_terms,
+    codebooks,
+    discriminator,
+    gradients,
+    stalled,
+    overfitting,
+)
+
+
+# -- what the rules share --------------------------------------------------------------------------------------------
+
+
+def _is(name: str, kinds: tuple[str, ...]) -> bool:
+    return any(kind in name.lower() for kind in kinds)
+
+
+def _measures(chart: Chart) -> list[str]:
+    names = chart.names("term")
+    return [name for name in names if not _is(name, REGULARISERS + ADVERSARIAL)] or names
+
+
+def _judged(chart: Chart) -> np.ndarray:
+    """The sum of the terms that measure the picture, per row: what learning is to bring down."""
+    columns = [f"term/{name}" for name in _measures(chart)]
+    rows = [row for row in chart.rows if all(column in row for column in columns)]
+    return np.array([sum(row[column] for column in columns) for row in rows]) if columns else chart.series("loss")
+
+
+def _judged_name(chart: Chart) -> str:
+    names = _measures(chart)
+    return f"the loss ({' + '.join(names)})" if 0 < len(names) < len(chart.names("term")) else "the loss"
+
+
+def _nats(values: np.ndarray) -> np.ndarray:
+    return np.log(values) if len(values) and values.min() > 0 else values
+
+
+def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
+    return np.median(np.lib.stride_tricks.sliding_window_view(values, min(width, len(values))), axis=-1)
+
+
+def _noise(values: np.ndarray) -> float:
+    """Standard deviation of a row around the trend, from the median step between rows."""
+    return float(np.median(np.abs(np.diff(values)))) * 1.4826 / 2**0.5
+
+
+def _gained(chart: Chart) -> float:
+    """Nats between the loss at first and at its best."""
+    judged = _nats(_judged(chart))
+    return float(np.median(judged[:AGREE]) - _smooth(judged).min()) if len(judged) >= AGREE else 0.0
+
+
+def _early(chart: Chart) -> bool:
+    """Whether warm-up, or the first tenth of a short stage, still explains what is seen."""
+    train, optimizer = chart.recipe.train, chart.recipe.optimizer
+    return chart.steps < min(max(optimizer.warmup, 100), train.steps // 2)
+
+
+def _lower_rate(chart: Chart) -> str:
+    return f"optimizer.lr={chart.recipe.optimizer.lr / 10:.1g}"
+
+
+def _codebook_cure(chart: Chart) -> tuple[str, str]:
+    """The override that helps this model's codebook most, and what it does."""
+    fields = _config_fields(chart)
+    if fields.get("restart_below") == 0:
+        return "model.restart_below=1.0", "let codes that die start again from latents of the batch"
+    for name in ("entropy", "entropy_weight"):
+        if fields.get(name) == 0:
+            return f"model.{name}=0.05", "reward equal use of the codes"
+    if fields.get("codebook") in ("legacy", "plain"):
+        return "model.codebook=cosine", "compare directions instead of distances"
+    return _lower_rate(chart), "lower the learning rate, so that the encoder does not outrun the codebook"
+
+
+def _config_fields(chart: Chart) -> dict:
+    """What the recipe can set in the model's config, with its values; nothing where weights bring their own."""
+    from dataclasses import asdict
+
+    from vistok.errors import VistokError
+    from vistok.registry import system_of
+
+    if chart.recipe.model.name is None:
+        return {}
+    try:
+        return asdict(system_of(chart.recipe.model.name)[1]) | chart.recipe.model.changes
+    except VistokError:  # a system that was registered where the run was trained
+        return {}
