@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vistok.errors import InputError
-from vistok.sampling.noise import permutations, uniforms
+from vistok.sampling.noise import ItemNoise, normals, permutations, uniforms
 from vistok.sampling.tokens import Sampling, draw, guide, probabilities
 
 
@@ -49,9 +49,17 @@ def test_guidance_moves_away_from_the_unconditional():
 def test_noise_belongs_to_the_item():
     alone, together = uniforms([7], (3, 2)), uniforms([1, 7], (3, 2))
     assert torch.equal(alone[0], together[1])
+    stream = ItemNoise([7])
+    first, second = stream.uniforms(3, 2), stream.uniforms(3, 2)
+    assert torch.equal(first, alone)
+    assert not torch.equal(second, first)
+    assert uniforms([], (3,)).shape == (0, 3)
     orders = permutations([1, 2], 9)
     assert torch.equal(orders.sort(1).values, torch.arange(9).expand(2, 9))
     assert not torch.equal(orders[0], orders[1])
+    gaussian = normals([3, 7], (1000,))
+    assert torch.equal(gaussian[1], normals([7], (1000,))[0])
+    assert abs(float(gaussian.std()) - 1) < 0.1
 
 
 @pytest.mark.parametrize(

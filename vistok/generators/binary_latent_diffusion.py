@@ -31,7 +31,7 @@ from vistok.nn.positions import sincos_2d
 from vistok.nn.transformer import Block
 from vistok.registry import System
 from vistok.sampling.bernoulli import Schedule, bernoulli_schedule
-from vistok.sampling.noise import uniforms
+from vistok.sampling.noise import ItemNoise
 from vistok.sampling.tokens import Sampling, guide
 from vistok.tokens import Source
 
@@ -237,14 +237,16 @@ class BinaryDiffusion(Generator):
         if sampling.top_k or sampling.top_p < 1:
             raise InputError(f"{self.name} throws bits: top_k and top_p mean nothing here, temperature does")
         visited = self.schedule.timesteps(self.config.sample_steps if steps is None else steps)
-        shape = (len(visited), self.config.positions, self.config.bits)
-        if uniform is None:
-            uniform = uniforms(seeds, shape, self.device).transpose(0, 1)
-        bits = self._with_known(uniform[0] < 0.5, known)
+        noise, shape = ItemNoise(seeds, self.device), (self.config.positions, self.config.bits)
+
+        def throws(step: int) -> Tensor:
+            return noise.uniforms(*shape) if uniform is None else uniform[step].to(self.device)
+
+        bits = self._with_known(throws(0) < 0.5, known)
         for index, t in enumerate(visited):
             p = self.predict(bits, t, conditions, sampling)
             if index + 1 < len(visited):
-                bits = uniform[index + 1] < self.schedule.posterior(p, bits.to(p.dtype), t, visited[index + 1])
+                bits = throws(index + 1) < self.schedule.posterior(p, bits.to(p.dtype), t, visited[index + 1])
             else:
                 bits = p > 0.5
             bits = self._with_known(bits, known)

@@ -6,9 +6,27 @@ import torch
 from torch import Tensor
 
 
+class ItemNoise:
+    """A stream of random numbers for each item, from its own seed: what an item gets depends on no other item."""
+
+    def __init__(self, seeds: Sequence[int], device: "torch.device | str" = "cpu") -> None:
+        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self._device = device
+
+    def uniforms(self, *shape: int) -> Tensor:
+        """The next uniform numbers in [0, 1), float32 (B, *shape)."""
+        drawn = [torch.rand(shape, generator=generator) for generator in self._generators]
+        return (torch.stack(drawn) if drawn else torch.zeros(0, *shape)).to(self._device)
+
+
 def uniforms(seeds: Sequence[int], shape: Sequence[int], device: "torch.device | str" = "cpu") -> Tensor:
-    """Uniform numbers in [0, 1), float32 (B, *shape), one generator per item."""
-    drawn = [torch.rand(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    """Uniform numbers in [0, 1), float32 (B, *shape), the first of each item's stream."""
+    return ItemNoise(seeds, device).uniforms(*shape)
+
+
+def normals(seeds: Sequence[int], shape: Sequence[int], device: "torch.device | str" = "cpu") -> Tensor:
+    """Standard normal numbers, float32 (B, *shape), one generator per item."""
+    drawn = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
     return (torch.stack(drawn) if drawn else torch.zeros(0, *shape)).to(device)
 
 
