@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import ConfigError, InputError, MismatchError, nearest
-from vistok.layout import Canvas, Segment, Sizes, TokenSpec
+from vistok.layout import Segment, Sizes, TokenSpec
 from vistok.model import Model
 from vistok.sampling.tokens import Sampling
 from vistok.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ class Generator(Model):
             self.spec.segments,
             codes=None if data.is_floating_point() else data,
             vectors=data if data.is_floating_point() else None,
-            canvas=(Canvas(self.spec.size),) * items,
+            canvas=(self.spec.canvas,) * items,
             source=self.source,
         )
 

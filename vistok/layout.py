@@ -55,6 +55,17 @@ class Canvas:
     tiles: tuple[int, int] = (1, 1)  # rows, columns
     frames: int | None = None  # a clip's frame count and rate (frames per second)
     rate: float | None = None
+    window: int | None = None  # frames that the model saw at once; a clip is cut into windows, the last one padded
+
+    @property
+    def windows(self) -> int:
+        """How many windows the clip was cut into, each encoded alone; 1 for a picture."""
+        return 1 if self.frames is None or self.window is None else ceil(self.frames / self.window)
+
+    @property
+    def pieces(self) -> int:
+        """How many calls of the model this item takes: windows times tiles."""
+        return self.windows * prod(self.tiles)
 
     @property
     def coded(self) -> Size:
@@ -153,6 +164,31 @@ class Sizes:
         return f"both sides multiples of {self.multiple}, at least {self.minimum}{upper}"
 
 
+@dataclass(frozen=True)
+class Clips:
+    """Legal frame counts of a model that takes clips: first + k * step, at most `maximum`, which is its window."""
+
+    first: int = 1
+    step: int = 1
+    maximum: int = 1
+
+    def legal(self, frames: int) -> bool:
+        """Whether a clip of so many frames can be encoded as it is."""
+        return self.first <= frames <= self.maximum and (frames - self.first) % self.step == 0
+
+    def window(self, frames: int) -> int:
+        """Frames of the windows that a clip is cut into: the smallest legal count that holds it, or the largest."""
+        needed = self.first + ceil(max(0, frames - self.first) / self.step) * self.step
+        largest = self.first + (self.maximum - self.first) // self.step * self.step
+        return min(needed, largest)
+
+    def describe(self) -> str:
+        """The rule in words, for messages."""
+        if self.first == self.maximum:
+            return f"{self.first} frames"
+        return f"{self.first} + k * {self.step} frames, at most {self.maximum}"
+
+
 def _log_aspect(size: Size) -> float:
     from math import log
 
@@ -187,32 +223,71 @@ class Output:
 class TokenSpec:
     """The layout of a tokenizer's tokens at one input size; `at(size)` gives it at another.
 
-    `layout` is the function from a legal (height, width) to segments; `segments` is its value at `size`.
+    `layout` is the function from a legal (height, width) to segments; `segments` is its value at `size`. Of a model
+    that takes clips (`clips`) it is a function of (height, width) and the number of frames; `frames` None is a picture.
     `prefix_rule`: "any" number of leading tokens decodes, only whole "segments" do, or "none" but all of them.
     """
 
     size: Size
-    layout: Callable[[Size], tuple[Segment, ...]] = field(compare=False, repr=False)
+    layout: Callable[..., tuple[Segment, ...]] = field(compare=False, repr=False)
     sizes: Sizes
     prefix_rule: PrefixRule = "none"
     modality: str = "image"
     needs: Needs = Needs()
     output: Output = Output()
     tiles: tuple[int, int] = (1, 1)
+    clips: Clips | None = None
+    frames: int | None = None
+    windows: int = 1
+
+    @property
+    def single(self) -> tuple[Segment, ...]:
+        """Segments of one piece: of one tile of one window."""
+        return self.layout(self.size) if self.clips is None else self.layout(self.size, self.frames)
+
+    @property
+    def pieces(self) -> int:
+        """Windows times tiles."""
+        return self.windows * prod(self.tiles)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Segments at `size`. Tiles, when there are several, are a segment's last axes: (tokens, rows, columns)."""
-        single = self.layout(self.size)
-        if self.tiles == (1, 1):
-            return single
-        return tuple(replace(segment, shape=segment.shape + self.tiles) for segment in single)
+        """Segments at `size`. Windows and tiles, when there are several, are a segment's last axes:
+        (tokens, windows), (tokens, rows, columns) or (tokens, windows, rows, columns).
+        """
+        apart = (self.windows,) * (self.windows > 1) + self.tiles * (self.tiles != (1, 1))
+        if not apart:
+            return self.single
+        return tuple(replace(segment, shape=segment.shape + apart) for segment in self.single)
 
-    def at(self, size: Size, tiles: tuple[int, int] = (1, 1)) -> "TokenSpec":
-        """The spec for a legal input size (of one tile, if there are several). Raises InputError if it is not legal."""
+    def at(
+        self, size: Size, tiles: tuple[int, int] = (1, 1), frames: int | None = None, windows: int = 1
+    ) -> "TokenSpec":
+        """The spec for a legal input size (of one tile, if there are several) and, of clips, the frames of a window.
+
+        Raises InputError for what is not legal. Models of pictures take clips frame by frame: windows of one frame.
+        """
         if not self.sizes.legal(size):
             raise InputError(f"{size[0]}x{size[1]} is not a legal size here; expected {self.sizes.describe()}")
-        return replace(self, size=size, tiles=tiles)
+        if frames is not None and not (self.clips or Clips()).legal(frames):
+            raise InputError(f"{frames} frames are not legal here; expected {(self.clips or Clips()).describe()}")
+        return replace(self, size=size, tiles=tiles, frames=frames if self.clips else None, windows=windows)
+
+    def of(self, canvas: Canvas) -> "TokenSpec":
+        """The spec for an item of this canvas. Raises InputError where it is none of this model's."""
+        return self.at(canvas.tile, canvas.tiles, canvas.window, canvas.windows)
+
+    @property
+    def window(self) -> int:
+        """Frames that the model sees at once: clips are cut into windows of so many."""
+        return 1 if self.clips is None else self.clips.window(self.clips.maximum)
+
+    @property
+    def canvas(self) -> Canvas:
+        """What an item of this very layout was, where nothing else is known: a generator's, say."""
+        if self.frames is None:
+            return Canvas(self.size)
+        return Canvas(self.size, frames=self.frames, window=self.frames)
 
     @property
     def length(self) -> int:
@@ -227,9 +302,8 @@ class TokenSpec:
     @property
     def prefixes(self) -> Sequence[int]:
         """Prefix lengths that decode, ascending; the last is `length`."""
-        tiles = prod(self.tiles)
         if self.prefix_rule == "any":
-            return range(tiles, self.length + 1, tiles)
+            return range(self.pieces, self.length + 1, self.pieces)
         if self.prefix_rule == "none":
             return (self.length,)
         ends, total = [], 0

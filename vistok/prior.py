@@ -12,7 +12,6 @@ every sum stays below 2^24, where float32 arithmetic is exact in any order. So a
 another, whatever their threads and libraries. The range coder is constriction's.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -158,10 +157,10 @@ class CodePrior(nn.Module):
     def decode(self, data: bytes, spec: TokenSpec, length: int) -> Tensor:
         """Inverse of `encode`: long (1, length). Bytes that `encode` did not write give some codes or a FormatError."""
         reader = Reader(data)
-        tiles = math.prod(spec.tiles)
+        tiles = spec.pieces
         grids: list[np.ndarray] = []
         taken = 0
-        for index, segment in enumerate(spec.layout(spec.size)):
+        for index, segment in enumerate(spec.single):
             if taken >= length:
                 break
             taken += segment.count * tiles
@@ -231,8 +230,8 @@ def _split(size: int) -> tuple[int, int]:
 def _grids(codes: Tensor, spec: TokenSpec) -> Iterator[np.ndarray]:
     """Codes (1, n) as one (tiles, h, w) array per segment of the prefix."""
     values = codes[0].cpu().numpy()
-    tiles, start = math.prod(spec.tiles), 0
-    for segment in spec.layout(spec.size):
+    tiles, start = spec.pieces, 0
+    for segment in spec.single:
         stop = start + segment.count * tiles
         if start >= len(values):
             return

@@ -8,8 +8,9 @@ sampling decoders, tokens that are not a reshaped latent), it overrides `tokeniz
 `decode`, which deal with images, sizes, canvases and provenance, stay the same for all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from vistok.errors import InputError, MismatchError
 from vistok.layout import Canvas, TokenSpec
 from vistok.model import Model
-from vistok.pixels import OnSize, as_float, as_uint8, fit, group_by_canvas, restore, to_pixels
+from vistok.pieces import groups, interleave, per_item_seeds, pick, separate
+from vistok.pixels import OnSize, as_float, as_uint8, fit, group_by_canvas, plan, restore, to_pixels
 from vistok.tokens import Source, Tokens
 
 
@@ -41,13 +43,25 @@ class Tokenizer(Model):
 
     # -- for users -----------------------------------------------------------------------------------------------
 
-    def encode(self, images: Any, *, on_size: OnSize = "pad", seed: int | Sequence[int] = 0, **conditions: Any) -> Any:
-        """Images to tokens.
+    def encode(
+        self,
+        images: Any,
+        *,
+        on_size: OnSize = "pad",
+        rate: float | None = None,
+        seed: int | Sequence[int] = 0,
+        **conditions: Any,
+    ) -> Any:
+        """Images or clips to tokens.
 
         `images`: a PIL image, a uint8 array (H, W, C), a tensor (B, C, H, W) or (C, H, W), uint8 or float in [0, 1],
         or a list of these in any sizes. `on_size` says what happens to a size that is not legal (`spec.sizes`):
         "pad" it (the canvas travels along, decoding cuts it off), "refuse", "resize", or "tile". `seed` (one, or one
         per item) draws the noise of systems that have any. `conditions` are what `spec.needs.encode` names.
+
+        Clips are tensors (B, C, T, H, W); `rate`, in frames per second, travels along. One that is longer than the
+        model's window is cut into windows that are encoded alone, the last one padded and cut back in decoding, unless
+        `on_size` is "refuse". Models of pictures take clips frame by frame. `encode_windows` takes them from a stream.
 
         Returns Tokens; for a list of images whose layouts differ, a list with one Tokens per image.
         Raises InputError for pixels, sizes or conditions that do not fit.
@@ -60,13 +74,13 @@ class Tokenizer(Model):
         if isinstance(images, (list, tuple)) and any(batch.shape[0] != 1 for batch in batches):
             raise InputError("a list holds single images; pass one (B, C, H, W) tensor for a batch")
         seeds = per_item_seeds(seed, sum(batch.shape[0] for batch in batches))
-        groups = group_by_canvas(batches, self.spec.sizes, on_size, channels)
+        by_canvas = group_by_canvas(batches, self.spec.sizes, on_size, clips=self.spec.clips, rate=rate)
         parts: list[Tokens | None] = [None] * len(batches)
         with self.inference():
-            for canvas, members in groups.items():
+            for canvas, members in by_canvas.items():
                 rows = [row for member in members for row in range(member, member + batches[member].shape[0])]
                 pixels = batches[members[0]] if len(members) == 1 else _stack(batches[member] for member in members)
-                chosen = {name: _pick(value, rows, len(seeds)) for name, value in conditions.items()}
+                chosen = {name: pick(value, rows, len(seeds)) for name, value in conditions.items()}
                 tokens = self._encode_group(pixels, canvas, [seeds[row] for row in rows], chosen)
                 if len(members) == 1:
                     parts[members[0]] = tokens
@@ -91,7 +105,8 @@ class Tokenizer(Model):
         Takes what `encode` gave, a prefix of it (a length in `spec.prefixes`), or what a generator made. `dtype` is
         the type of the result: the model's by default, torch.uint8 for 0..255. Conditions as `spec.needs.decode`.
 
-        Returns (B, C, H, W), or a list of (C, H, W) when sizes differ (and for a list of Tokens).
+        Returns (B, C, H, W), of clips (B, C, T, H, W), or a list of (C, H, W) when sizes differ (and for a list of
+        Tokens).
         Raises MismatchError for tokens of another model, weights or layout; InputError for an illegal prefix.
         """
         self._check_conditions("decode", conditions)
@@ -99,22 +114,83 @@ class Tokenizer(Model):
             return [pixels for part in tokens for pixels in self.decode(part, seed=seed, dtype=dtype, **conditions)]
         self._check_source(tokens)
         seeds = per_item_seeds(seed, len(tokens))
-        canvases = tokens.canvas or (Canvas(self.spec.size),) * len(tokens)
+        canvases = tokens.canvas or (self.spec.canvas,) * len(tokens)
         results: list[Tensor | None] = [None] * len(tokens)
-        groups: dict[Canvas, list[int]] = {}
+        by_canvas: dict[Canvas, list[int]] = {}
         for row, canvas in enumerate(canvases):
-            groups.setdefault(canvas, []).append(row)
+            by_canvas.setdefault(canvas, []).append(row)
         with self.inference():
-            for canvas, rows in groups.items():
-                group = tokens if len(groups) == 1 else tokens[rows]
-                chosen = {name: _pick(value, rows, len(tokens)) for name, value in conditions.items()}
+            for canvas, rows in by_canvas.items():
+                group = tokens if len(by_canvas) == 1 else tokens[rows]
+                chosen = {name: pick(value, rows, len(tokens)) for name, value in conditions.items()}
                 pixels = self._decode_group(group, canvas, [seeds[row] for row in rows], dtype or self.dtype, chosen)
-                if len(groups) == 1:
+                if len(by_canvas) == 1:
                     return pixels
                 for row, image in zip(rows, pixels, strict=True):
                     results[row] = image
         images = [image for image in results if image is not None]
         return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+    def encode_windows(
+        self,
+        windows: Iterable[Tensor],
+        *,
+        rate: float | None = None,
+        on_size: OnSize = "pad",
+        seed: int = 0,
+        **conditions: Any,
+    ) -> Tokens:
+        """One clip from a stream: the same tokens as `encode` of the whole, in the memory of a window.
+
+        `windows` gives frames (1, C, t, H, W), `spec.window` of them at a time, the last ones fewer; a bare `Clip` of
+        `vistok.data.video` does that. Raises InputError for windows of another length or size, or none.
+        """
+        self._check_conditions("encode", conditions)
+        parts: list[TokenData] = []
+        frames, last, size = 0, None, (0, 0)
+        with self.inference():
+            for window in windows:
+                pixels = to_pixels(window, self.input_channels)
+                if pixels.ndim != 5 or len(pixels) != 1 or (last and pixels.shape[-2:] != size):
+                    raise InputError(f"a window of shape {tuple(pixels.shape)}; expected (1, C, t, H, W) of one size")
+                if last not in (None, self.spec.window) or pixels.shape[2] > self.spec.window:
+                    raise InputError(f"a window of {last or pixels.shape[2]} frames; expected {self.spec.window}")
+                last, size = pixels.shape[2], (pixels.shape[-2], pixels.shape[-1])
+                frames += last
+                whole = self.spec.window if parts else None  # a clip that fits into one window may have a shorter one
+                canvas = plan(size, self.spec.sizes, on_size, frames=last, clips=self.spec.clips, rate=rate)
+                if whole:
+                    canvas = replace(canvas, window=whole)
+                parts.append(self._tokenize_pieces(pixels, canvas, [seed], conditions))
+        if last is None:
+            raise InputError("no frames to encode")
+        canvas = plan(size, self.spec.sizes, on_size, frames=frames, clips=self.spec.clips, rate=rate)
+        tiles = canvas.pieces // canvas.windows
+        # (1, n * tiles) of every window, position first, to (windows * tiles, n), to (1, n * windows * tiles)
+        apart = [[separate(tensor, tiles) for tensor in part] for part in parts]
+        data = TokenData(*(interleave(tensors, canvas.pieces) for tensors in zip(*apart, strict=True)))
+        return self._tokens(data, canvas, 1)
+
+    def decode_windows(
+        self, tokens: Tokens, *, seed: int = 0, dtype: torch.dtype | None = None, **conditions: Any
+    ) -> Iterator[Tensor]:
+        """The frames of one clip, (1, C, t, H, W) of a window at a time: `decode` in the memory of a window."""
+        self._check_conditions("decode", conditions)
+        self._check_source(tokens)
+        canvas = tokens.canvas[0] if tokens.canvas else self.spec.canvas
+        if len(tokens) != 1 or canvas.frames is None or canvas.window is None:
+            raise InputError(f"{len(tokens)} items of {canvas.frames} frames; expected the tokens of one clip")
+        self.spec.of(canvas).check_prefix(tokens.length)
+        tiles = canvas.pieces // canvas.windows
+        apart = [separate(tensor, canvas.pieces) for tensor in (tokens.codes, tokens.vectors, tokens.keep)]
+        for index in range(canvas.windows):
+            frames = min(canvas.window, canvas.frames - index * canvas.window)
+            own = replace(canvas, frames=frames)
+            part = slice(index * tiles, (index + 1) * tiles)
+            data = TokenData(*(None if t is None else interleave([t[part]], tiles) for t in apart))
+            with self.inference():
+                window = self._tokens(data, own, 1)
+                yield self._decode_group(window, own, [seed], dtype or self.dtype, conditions)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """The vectors that a language model reads in place of the tokens, float (B, n, D)."""
@@ -159,7 +235,7 @@ class Tokenizer(Model):
 
     def arrange(self, vectors: Tensor, spec: TokenSpec) -> Tensor:
         """(B, n, D) to what the decoder takes: a map (B, D, h, w) where the layout is one grid, else unchanged."""
-        layout = spec.layout(spec.size)
+        layout = spec.single
         if len(layout) == 1 and len(layout[0].shape) == 2:
             return vectors.transpose(1, 2).unflatten(2, layout[0].shape)
         return vectors
@@ -179,68 +255,52 @@ class Tokenizer(Model):
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _encode_group(self, pixels: Tensor, canvas: Canvas, seeds: list[int], conditions: dict[str, Any]) -> Tokens:
-        tiles = canvas.tiles[0] * canvas.tiles[1]
-        spec = self.spec.at(canvas.tile, canvas.tiles)
-        single = self.spec.at(canvas.tile)
-        fitted = fit(pixels, canvas, blank=self.spec.modality == "mask")
-        if tiles == 1:
-            data = self.tokenize(fitted, single, seeds=seeds, **conditions)
-        else:
-            repeated = {name: _repeat(value, tiles) for name, value in conditions.items()}
-            chunks = [
-                self.tokenize(
-                    fitted[start : start + TILES_AT_ONCE],
-                    single,
-                    seeds=[seeds[tile // tiles] for tile in range(start, min(start + TILES_AT_ONCE, len(fitted)))],
-                    **{name: _slice(value, start, start + TILES_AT_ONCE) for name, value in repeated.items()},
-                )
-                for start in range(0, len(fitted), TILES_AT_ONCE)
-            ]
-            data = TokenData(*(_interleave(parts, tiles) for parts in zip(*chunks, strict=True)))
+        data = self._tokenize_pieces(pixels, canvas, seeds, conditions)
+        return self._tokens(data, canvas, len(pixels))
+
+    def _tokens(self, data: TokenData, canvas: Canvas, items: int) -> Tokens:
         return Tokens(
-            segments=spec.segments,
+            segments=self.spec.of(canvas).segments,
             codes=None if data.codes is None else data.codes.long(),
             vectors=data.vectors,
             keep=data.keep,
-            canvas=(canvas,) * len(pixels),
+            canvas=(canvas,) * items,
             source=self.source,
         )
+
+    def _tokenize_pieces(
+        self, pixels: Tensor, canvas: Canvas, seeds: list[int], conditions: dict[str, Any]
+    ) -> TokenData:
+        single = self.spec.at(canvas.tile, frames=canvas.window)
+        fitted = fit(pixels, canvas, blank=self.spec.modality == "mask", clips=self.spec.clips is not None)
+        if canvas.pieces == 1:
+            return self.tokenize(fitted, single, seeds=seeds, **conditions)
+        parts = [
+            self.tokenize(fitted[part], single, seeds=own_seeds, **own)
+            for part, own_seeds, own in groups(len(fitted), canvas.pieces, seeds, conditions)
+        ]
+        return TokenData(*(interleave(tensors, canvas.pieces) for tensors in zip(*parts, strict=True)))
 
     def _decode_group(
         self, tokens: Tokens, canvas: Canvas, seeds: list[int], dtype: torch.dtype, conditions: dict[str, Any]
     ) -> Tensor:
-        spec = self.spec.at(canvas.tile, canvas.tiles)
+        spec = self.spec.of(canvas)
         if tokens.segments != spec.segments:
             raise MismatchError(f"the tokens' layout is not this model's at {canvas.tile}: {tokens.segments}")
         spec.check_prefix(tokens.length)
         moved = tokens.to(self.device)
         self._check_codes(moved)
         data = TokenData(moved.codes, moved.vectors, moved.keep)
-        tiles = canvas.tiles[0] * canvas.tiles[1]
-        single = self.spec.at(canvas.tile)
-        if tiles == 1:
+        single = self.spec.at(canvas.tile, frames=canvas.window)
+        if canvas.pieces == 1:
             pixels = self.detokenize(data, single, seeds=seeds, dtype=dtype, **conditions)
         else:
-            apart = [_separate(part, tiles) for part in data]
-            repeated = {name: _repeat(value, tiles) for name, value in conditions.items()}
-            total = len(tokens) * tiles
-            pixels = torch.cat(
-                [
-                    _as_dtype(
-                        self.detokenize(
-                            TokenData(
-                                *(None if part is None else part[start : start + TILES_AT_ONCE] for part in apart)
-                            ),
-                            single,
-                            seeds=[seeds[tile // tiles] for tile in range(start, min(start + TILES_AT_ONCE, total))],
-                            dtype=dtype,
-                            **{name: _slice(value, start, start + TILES_AT_ONCE) for name, value in repeated.items()},
-                        ),
-                        dtype,
-                    )
-                    for start in range(0, total, TILES_AT_ONCE)
-                ]
-            )
+            apart = [separate(part, canvas.pieces) for part in data]
+            done = []
+            for part, own_seeds, own in groups(len(tokens) * canvas.pieces, canvas.pieces, seeds, conditions):
+                chosen = TokenData(*(None if tensor is None else tensor[part] for tensor in apart))
+                done.append(_as_dtype(self.detokenize(chosen, single, seeds=own_seeds, dtype=dtype, **own), dtype))
+            pixels = torch.cat(done)
         return _as_dtype(restore(pixels, canvas, self.spec.output.scale), dtype)
 
     @property
@@ -279,18 +339,6 @@ class Tokenizer(Model):
             raise InputError(f"{self.name} cannot {verb} without {', '.join(missing)}: pass {missing[0]}=...")
 
 
-TILES_AT_ONCE = 16
-
-
-def per_item_seeds(seed: int | Sequence[int], items: int) -> list[int]:
-    """One seed per item: an int serves every item, so that an item's noise does not depend on its batch."""
-    if isinstance(seed, int):
-        return [seed] * items
-    if len(seed) != items:
-        raise InputError(f"{len(seed)} seeds for {items} items")
-    return list(seed)
-
-
 def _stack(batches: Any) -> Tensor:
     pixels = list(batches)
     if len({part.dtype for part in pixels}) > 1:
@@ -304,40 +352,3 @@ def _as_sequence(latent: Tensor) -> Tensor:
 
 def _as_dtype(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     return as_uint8(pixels) if dtype == torch.uint8 else as_float(pixels, dtype)
-
-
-def _is_per_item(value: Any, items: int) -> bool:
-    return (
-        isinstance(value, (list, tuple, Tensor))
-        and len(value) == items
-        and not (isinstance(value, Tensor) and value.ndim == 0)
-    )
-
-
-def _pick(value: Any, rows: list[int], items: int) -> Any:
-    """The entries of a per-item condition that belong to `rows`; anything else serves all items as it is."""
-    if not _is_per_item(value, items) or len(rows) == items:
-        return value
-    return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
-
-
-def _repeat(value: Any, tiles: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim:
-        return value.repeat_interleave(tiles, 0)
-    return [item for item in value for _ in range(tiles)] if isinstance(value, (list, tuple)) else value
-
-
-def _slice(value: Any, start: int, stop: int) -> Any:
-    return value[start:stop] if isinstance(value, (list, tuple, Tensor)) else value
-
-
-def _interleave(parts: tuple[Tensor | None, ...], tiles: int) -> Tensor | None:
-    """Tiles' tokens (B * tiles, n, ...) to (B, n * tiles, ...), position first: prefixes stay coarse to fine."""
-    if parts[0] is None:
-        return None
-    data = torch.cat(parts)  # type: ignore[arg-type]
-    return data.unflatten(0, (-1, tiles)).transpose(1, 2).flatten(1, 2)
-
-
-def _separate(data: Tensor | None, tiles: int) -> Tensor | None:
-    return None if data is None else data.unflatten(1, (-1, tiles)).transpose(1, 2).flatten(0, 1)

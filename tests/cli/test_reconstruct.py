@@ -134,3 +134,39 @@ def test_a_generic_model_name_that_does_not_exist_is_one_line(capsys, photos):
     code, _, err = run(capsys, "reconstruct", str(photos), "-m", "no-such-model")
     assert code == 1
     assert err.count("\n") == 1
+
+
+def test_clips_come_back_with_size_frames_and_rate(capsys, model, photos, tmp_path):
+    """A model of pictures sees a clip frame by frame, one of clips in windows; a broken one does not stop the rest."""
+    from tests import toy  # noqa: F401  registers the toy
+    from tests.data.test_video import moving
+    from vistok.data.video import open_clip, read_clip, write_clip
+
+    original = moving(7, 33, 46)
+    write_clip(photos / "clip.mp4", [original], rate=12)
+    (photos / "broken.mp4").write_bytes(b"nothing")
+    vistok.create("toy-video").save(tmp_path / "toy-video")
+    for name in (model, str(tmp_path / "toy-video")):
+        out_folder = tmp_path / "out" / Path(name).name
+        code, out, _ = run(capsys, "reconstruct", str(photos), "-m", name, "-o", str(out_folder), "--json")
+        document = json.loads(out)
+        assert code == 1
+        assert [Path(entry["input"]).name for entry in document["failed"]] == ["broken.mp4"]
+        assert len(document["results"]) == 4
+        entry = document["results"][-1]
+        assert Path(entry["output"]).name == "clip.mp4"
+        assert (entry["size"], entry["frames"], entry["rate"]) == ([33, 46], 7, 12)
+        assert entry["bpp"] == entry["bits"] / (7 * 33 * 46)
+        rebuilt = open_clip(entry["output"])
+        assert (rebuilt.size, rebuilt.rate, sum(1 for _ in rebuilt.frames())) == ((33, 46), 12, 7)
+        pixels = read_clip(photos / "clip.mp4")[0]
+        tokenizer = vistok.load(name)
+        decoded = tokenizer.decode(tokenizer.encode(pixels), dtype=torch.uint8)
+        expected = psnr(decoded[0].transpose(0, 1), pixels[0].transpose(0, 1)).mean()
+        assert entry["psnr"] == pytest.approx(float(expected), abs=0.01)
+    code, _, err = run(
+        capsys, "reconstruct", str(photos / "clip.mp4"), "-m", name, "-o", str(tmp_path / "x"), "--length", "3"
+    )
+    assert code == 1
+    assert "3 tokens do not decode" in err
+    assert not (tmp_path / "x" / "clip.mp4").exists()

@@ -39,20 +39,29 @@ def best_device() -> str:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Files behind paths, folders (all pictures below, sorted) and wildcards; a path that is not there stays as it is.
+    """Files behind paths, folders (all pictures and clips below, sorted) and wildcards; a path that is not there stays
+    as it is.
 
-    Raises InputError for a folder without pictures or a wildcard that matches nothing.
+    Raises InputError for a folder without pictures and clips, or a wildcard that matches nothing.
     """
     from vistok.data.sources import FolderSource, open_source
+    from vistok.data.video import is_video_name
 
     found: list[str] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            source = open_source(path)
-            if not isinstance(source, FolderSource):
-                raise InputError(f"{argument} holds {source.kind} files; `vistok encode` reads these")
-            found += [str(path / item.id) for item in source]
+            clips = sorted(str(file) for file in path.rglob("*") if is_video_name(file) and file.is_file())
+            try:
+                source = open_source(path)
+            except InputError:
+                if not clips:
+                    raise
+            else:
+                if not isinstance(source, FolderSource):
+                    raise InputError(f"{argument} holds {source.kind} files; `vistok encode` reads these")
+                found += [str(path / item.id) for item in source]
+            found += clips
         elif not path.exists() and any(letter in argument for letter in "*?["):
             matches = sorted(match for match in glob.glob(argument, recursive=True) if Path(match).is_file())
             if not matches:

@@ -128,7 +128,7 @@ def _add_picture(
     encode = time.process_time() - begun
     ladders = {name: Ladder(pixels, name) for name in codecs}
     canvas = tokens.canvas[0]
-    chosen = lengths or prefix_lengths(tokenizer.spec.at(canvas.tile, canvas.tiles))
+    chosen = lengths or prefix_lengths(tokenizer.spec.of(canvas))
     for place, length in enumerate(chosen):
         shorter = tokens if length == tokens.length else tokens.prefix(length)
         begun = time.process_time()

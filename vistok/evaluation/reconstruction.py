@@ -216,7 +216,7 @@ class _Run:
     def _lengths(self, tokens: Tokens) -> list[int]:
         if self.length is None:
             canvas = tokens.canvas[0]
-            return prefix_lengths(self.tokenizer.spec.at(canvas.tile, canvas.tiles))
+            return prefix_lengths(self.tokenizer.spec.of(canvas))
         if self.length > tokens.length:
             raise InputError(f"{self.tokenizer.name} makes {tokens.length} tokens here, fewer than {self.length}")
         return [self.length]
