@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,8 +66,17 @@ def test_names_and_numbers_of_classes(dice):
         dice.generate("froog")
     with pytest.raises(InputError, match=r"0\.\.2"):
         dice.generate(3)
+    for wrong in (1.5, True, None, -1):
+        with pytest.raises(InputError, match=r"0\.\.2"):
+            dice.generate([0, wrong])
+    assert torch.equal(dice.generate(torch.tensor([1])).codes, dice.generate(np.int64(1)).codes)
     with pytest.raises(InputError, match="2 conditions, 3 count"):
         dice.generate([0, 1], count=3)
+
+
+def test_options_are_the_systems_own(dice):
+    with pytest.raises(InputError, match="no option 'steps'"):
+        dice.generate(0, steps=3)
 
 
 def test_published_settings_hold_unless_told_otherwise(dice):

@@ -9,6 +9,8 @@ seeds, known tokens, provenance and errors are dealt with here, once.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
+from operator import index
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -74,6 +76,7 @@ class Generator(Model):
 
         Raises InputError for what does not fit, MismatchError for known tokens of another tokenizer or layout.
         """
+        self._check_options(options)
         given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = replace(self.sampling, **{name: value for name, value in given.items() if value is not None})
         items = self._items(condition, count, seed, known)
@@ -160,9 +163,12 @@ class Generator(Model):
                 f"; it knows {', '.join(self.class_names[:12])}" if self.class_names else "; its classes are numbers"
             )
             raise InputError(f"{self.name} has no class {condition!r}{nearest(condition, self.class_names) or known}")
-        number = int(condition)
+        try:
+            number = -1 if isinstance(condition, bool) else index(condition)
+        except TypeError:
+            number = -1
         if not 0 <= number < self.classes:
-            raise InputError(f"{self.name} has no class {number}; its classes are 0..{self.classes - 1}")
+            raise InputError(f"{self.name} has no class {condition!r}; its classes are 0..{self.classes - 1}")
         return number
 
     def batch_tokens(self, batch: dict[str, Any]) -> Tensor:
@@ -200,6 +206,13 @@ class Generator(Model):
         return label
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        taken = [name for name in signature(self.sample).parameters if name not in _OF_THE_CONTRACT]
+        for name in options:
+            if name not in taken:
+                known = f"; it takes {', '.join(taken)}" if taken else "; it takes none of its own"
+                raise InputError(f"{self.name} has no option {name!r}{nearest(name, taken) or known}")
 
     def _items(self, condition: Any, count: int | None, seed: Any, known: Tokens | None) -> int:
         several = isinstance(condition, (list, tuple, range)) or (isinstance(condition, Tensor) and condition.ndim)
@@ -242,6 +255,9 @@ class Generator(Model):
                 f"these tokens were made by {made_by.name!r} (weights {made_by.weights[:8]}), "
                 f"{self.name} was made for {made_for.name!r} (weights {made_for.weights[:8]})"
             )
+
+
+_OF_THE_CONTRACT = ("conditions", "seeds", "sampling", "known", "options")
 
 
 def known_prefix(known: Known | None, name: str) -> int:

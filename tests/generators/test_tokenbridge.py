@@ -95,6 +95,8 @@ def test_it_learns_and_its_tokens_decode(model):
         model.generate(0, schedule="cosine")
     with pytest.raises(InputError, match="steps"):
         model.generate(0, steps=0)
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        model.generate(0, step=3)
 
 
 def test_averaged_weights_of_an_authors_file_convert(model, tmp_path):
