@@ -107,3 +107,13 @@ def test_an_authors_checkpoint_converts(model, prefix, tmp_path):
     assert recognise(theirs).schedule == "linear"
     with pytest.raises(ConfigError, match="captions"):
         recognise(theirs | {"_denoise_fn.blocks.0.cross.query.weight": torch.ones(1)})
+
+
+def test_one_evaluation_a_step_both_branches_in_one_batch(model):
+    seen = []
+    model.denoiser.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    model.generate([0, 1, 2], steps=5, guidance=2.0)
+    assert seen == [6] * 5
+    seen.clear()
+    model.generate([0, 1, 2], steps=5, guidance=1.0)
+    assert seen == [3] * 5

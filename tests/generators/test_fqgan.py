@@ -79,3 +79,13 @@ def test_an_authors_checkpoint_file_converts(model, tmp_path):
     back.sampling = model.sampling
     assert torch.equal(back.generate([1, 2], seed=1).codes, model.generate([1, 2], seed=1).codes)
     assert checkpoints.convert(checkpoints.read(path), "fqgan").model is type(model)
+
+
+def test_one_position_a_step_and_memory_taken_once(model):
+    seen = []
+    model.trunk.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
+    whole = model.generate([3, 1], guidance=2.0)
+    assert seen == [(4, 1)] * 64
+    seen.clear()
+    model.generate([3, 1], guidance=2.0, known=whole.prefix(10))
+    assert seen == [(4, 11)] + [(4, 1)] * 53

@@ -111,3 +111,13 @@ def test_averaged_weights_of_an_authors_file_convert(model, tmp_path):
     assert back.config.head_heads == 4
     for key, value in model.state_dict().items():
         assert torch.equal(back.state_dict()[key], value)
+
+
+def test_one_evaluation_a_step_both_branches_in_one_batch(model):
+    seen = []
+    model.decoder_norm.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    model.generate([0, 1, 2], steps=4, guidance=2.0)
+    assert seen == [6] * 4
+    seen.clear()
+    model.generate([0, 1, 2], steps=4, guidance=1.0)
+    assert seen == [3] * 4
