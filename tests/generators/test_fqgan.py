@@ -89,3 +89,9 @@ def test_one_position_a_step_and_memory_taken_once(model):
     seen.clear()
     model.generate([3, 1], guidance=2.0, known=whole.prefix(10))
     assert seen == [(4, 11)] + [(4, 1)] * 53
+
+
+def test_it_runs_in_half_precision():
+    torch.manual_seed(0)
+    half = vistok.create("fqgan-far-tiny", dtype=torch.bfloat16)
+    assert half.generate([0, 1], guidance=2.0, top_k=8).codes.min() >= 0

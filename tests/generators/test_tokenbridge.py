@@ -121,3 +121,9 @@ def test_one_evaluation_a_step_both_branches_in_one_batch(model):
     seen.clear()
     model.generate([0, 1, 2], steps=4, guidance=1.0)
     assert seen == [3] * 4
+
+
+def test_it_runs_in_half_precision():
+    torch.manual_seed(0)
+    half = vistok.create("tokenbridge-generator-tiny", dtype=torch.bfloat16)
+    assert half.generate([0, 1], guidance=2.0, steps=3).codes.min() >= 0

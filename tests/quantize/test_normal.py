@@ -71,3 +71,10 @@ def test_what_does_not_fit():
         NormalLevels(bits=20)
     with pytest.raises(InputError, match="NaN"):
         NormalQuantizer(2).encode(torch.full((1, 1, 2), torch.nan))
+
+
+def test_half_precision_leaves_the_levels_alone():
+    quantizer, z = NormalQuantizer(3), torch.randn(2, 50, 3)
+    codes = quantizer.encode(z)
+    assert torch.equal(quantizer.to(torch.bfloat16).encode(z), codes)
+    assert quantizer.decode(codes).dtype == torch.bfloat16

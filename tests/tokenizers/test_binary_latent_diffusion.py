@@ -95,3 +95,10 @@ def test_the_published_layout():
     assert spec.bits == 256 * 128
     with pytest.raises(ConfigError, match="activated"):
         replace(VARIANTS["binary-latent-diffusion-c64"], cnn=vistok.create("vqgan-tiny").config.cnn)
+
+
+def test_it_runs_in_half_precision():
+    torch.manual_seed(0)
+    half = vistok.create("binary-latent-diffusion-tiny", dtype=torch.bfloat16)
+    tokens = half.encode(torch.rand(2, 3, 32, 32))
+    assert half.decode(tokens).dtype == torch.bfloat16

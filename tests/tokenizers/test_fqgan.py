@@ -114,3 +114,10 @@ def test_an_authors_checkpoint_file_converts(model, tmp_path):
     assert back.config.cnn == model.config.cnn
     for key, value in model.state_dict().items():
         assert torch.equal(back.state_dict()[key], value)
+
+
+def test_it_runs_in_half_precision():
+    torch.manual_seed(0)
+    half = vistok.create("fqgan-tiny", dtype=torch.bfloat16)
+    tokens = half.encode(torch.rand(2, 3, 32, 32))
+    assert half.decode(tokens).dtype == torch.bfloat16

@@ -91,3 +91,10 @@ def test_what_does_not_fit():
     with pytest.raises(ConfigError, match="scale"):
         vistok.create("tokenbridge-tiny", scale=0.0)
     assert VARIANTS["tokenbridge-kl16"].cnn.factor == 16
+
+
+def test_it_runs_in_half_precision():
+    torch.manual_seed(0)
+    half = vistok.create("tokenbridge-tiny", dtype=torch.bfloat16)
+    tokens = half.encode(torch.rand(2, 3, 32, 32))
+    assert half.decode(tokens).dtype == torch.bfloat16

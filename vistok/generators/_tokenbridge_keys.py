@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vistok.keys import Drop, Fuse, Rename, Rule
-from vistok.quantize.normal import NormalLevels
+from vistok.quantize.normal import NormalLevels, normal_levels
 
 
 def rules(dimensions: int, levels: Callable[[], NormalLevels]) -> list[Rule]:
@@ -14,9 +14,10 @@ def rules(dimensions: int, levels: Callable[[], NormalLevels]) -> list[Rule]:
 
     def tables(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         made = levels()
+        values, boundaries = normal_levels(2**made.bits, made.clamp)
         return {
-            "reconstruction_values": made.levels,
-            "boundaries": made.boundaries,
+            "reconstruction_values": values,
+            "boundaries": boundaries,
             "channel_mask": torch.full((dimensions, dimensions), -torch.inf).triu(1),
         }
 

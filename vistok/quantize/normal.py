@@ -7,55 +7,59 @@ are the means of a standard normal over 2^b intervals of equal probability, clam
 low..high of the latent is stretched over -clamp..clamp first. Nothing is learned and no gradient is needed.
 """
 
+from functools import cache
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vistok.errors import ConfigError
 from vistok.quantize.base import Quantized, Quantizer, positive, within
 from vistok.quantize.rotation import straight_through
 
 
-class NormalLevels(nn.Module):
-    """The levels themselves: numbers of any shape to codes, and codes to numbers.
+class NormalLevels:
+    """The levels themselves: numbers of any shape to codes, and codes to numbers. Always in float32.
 
     bits, low, high, clamp    b, the range that is covered, and the deviations it is stretched over
 
     Codes are those of the nearest level, the lower one where two are as near. Raises ConfigError for an empty range.
     """
 
-    levels: Tensor  # (2^b,) in units of the stretched range
-    boundaries: Tensor  # (2^b + 1,) of the intervals that the levels are the means of
-    middles: Tensor  # (2^b - 1,) halfway between levels
-
     def __init__(self, bits: int = 6, low: float = -5.0, high: float = 5.0, clamp: float = 3.0) -> None:
-        super().__init__()
         self.bits = positive("bits", bits)
         self.clamp = within("clamp", clamp, 1e-3)
         if self.bits > 16 or not low < high:
             raise ConfigError(f"levels of {bits} bits over {low}..{high}; expected at most 16 bits and low < high")
         self.low, self.high = float(low), float(high)
-        levels, boundaries = normal_levels(2**self.bits, self.clamp)
-        self.register_buffer("levels", levels, persistent=False)
-        self.register_buffer("boundaries", boundaries, persistent=False)
-        self.register_buffer("middles", (levels[1:] + levels[:-1]) / 2, persistent=False)
+
+    def levels(self, device: torch.device | None = None) -> Tensor:
+        """(2^b,) in units of the stretched range."""
+        return _levels(2**self.bits, self.clamp, device or torch.device("cpu"))
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes, long, of numbers of any shape; those outside the range get the outermost levels."""
         stretched = (x.float() - self.low) / (self.high - self.low) * (2 * self.clamp) - self.clamp
-        return torch.bucketize(stretched.contiguous(), self.middles)
+        levels = self.levels(x.device)
+        return torch.bucketize(stretched.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The numbers that codes stand for."""
-        return (self.levels[codes] + self.clamp) / (2 * self.clamp) * (self.high - self.low) + self.low
+        return (self.levels(codes.device)[codes] + self.clamp) / (2 * self.clamp) * (self.high - self.low) + self.low
 
 
 def normal_levels(count: int, clamp: float = 3.0) -> tuple[Tensor, Tensor]:
     """Levels (count,) and boundaries (count + 1,): the means of a standard normal between its clamped quantiles."""
-    quantiles = torch.special.ndtri(torch.linspace(0, 1, count + 1, dtype=torch.float64)).clamp(-clamp, clamp)
+    shares = torch.linspace(0, 1, count + 1, dtype=torch.float64, device="cpu")
+    quantiles = torch.special.ndtri(shares).clamp(-clamp, clamp)
     density = torch.exp(-quantiles.square() / 2) / (2 * torch.pi) ** 0.5
     levels = (density[:-1] - density[1:]) / torch.special.ndtr(quantiles).diff()
     levels = (levels - levels.flip(0)) / 2  # exactly symmetric: a latent of 0 lies halfway between the middle two
     return levels.float(), quantiles.float()
+
+
+@cache
+def _levels(count: int, clamp: float, device: torch.device) -> Tensor:
+    return normal_levels(count, clamp)[0].to(device)
 
 
 class NormalQuantizer(Quantizer):
