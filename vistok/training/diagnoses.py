@@ -18,15 +18,16 @@ SETTLED = 8  # rows before trends are judged: three at either end, and something
 DWARFED = 20.0  # a regulariser this many times all that measures the picture leaves it under 5 % of the loss
 CONSTANT = 1e-6  # relative spread of float32 means that do not move at all
 COLLAPSED = 0.05  # perplexity as a share of the codes: healthy codebooks lie above a fifth
-FALLEN = 0.3  # of its best: a perplexity that has lost two thirds is on its way down
-LOW = 0.25  # but only below a quarter of the codes; a fall from 90 % to 30 % may be the data's own distribution
-UNUSED = 0.5  # share of codes that never occur: more, and half of the codebook is paid for in vain
+FALLEN = 0.25  # of its best: a perplexity that has lost three quarters is on its way down
+LOW = 0.12  # but only below an eighth of the codes: fresh VQGANs dip to a sixth of theirs and come back
+UNUSED = 0.6  # share of codes that never occur: young codebooks of sound runs leave up to half of theirs alone
 PER_CODE = 8  # codes counted per code of the codebook before its use is judged: at equal use 0.03 % are unseen
 EXPLODED = 30.0  # times the largest norm of the first half; norms of a sound run vary tenfold at most
 VANISHED = 1e-4  # of the part's own first norms, or ..
 NEGLIGIBLE = 1e-6  # .. of the largest part's: beneath what float32 adds up
 ROSE = 0.2  # nats, a fifth: more than a sound loss regains from its beginning to its end
-OSCILLATES = 0.5  # nats between rows, typically: windows of a sound run differ by 5 to 20 %
+OSCILLATES = 1.0  # nats between rows, typically: windows of a sound run differ by 5 to 20 %, by half on few pictures
+SPIKES = 1.5  # nats, fourfold: no sound run gets that much worse than it began; not for losses that are logarithms
 PROGRESS = 0.02  # nats: a run from scratch gains more than 2 % in any ten rows of its beginning
 DARK = 2 / 255  # highest pixel of pictures in [0, 1] that were stored as 8-bit numbers 0 and 1
 WIDER = 1.3  # slope of output over pixels: least squares never exceed 1, a model that works in [-1, 1] has 2
@@ -134,7 +135,7 @@ def codebooks(chart: Chart) -> Iterator[Finding]:
         share = (perplexity - 1) / np.maximum(reachable - 1, 1)
         everything = perplexity / reachable
         tiny = bool((share[-AGREE:] < COLLAPSED).all())
-        sinking = everything[-AGREE:].max() < min(LOW, FALLEN * float(everything.max()))
+        sinking = everything[-SETTLED:].max() < min(LOW, FALLEN * float(everything.max()))
         override, cure = _codebook_cure(chart)
         evidence = {"perplexity": perplexity[-AGREE:].tolist(), "codes": float(size[-1]), "used": float(used[-1])}
         if tiny or sinking:
@@ -205,7 +206,7 @@ def gradients(chart: Chart) -> Iterator[Finding]:
         fell = last < VANISHED * float(np.median(values[:AGREE])) and _gained(chart) < np.log(10)
         if last == 0:
             told = f"no gradient reaches the {name} {chart.span(AGREE)}, though it is meant to train"
-        elif last < NEGLIGIBLE * largest or fell:
+        elif fell or last < min(NEGLIGIBLE * largest, 0.1 * float(np.median(values[:AGREE]))):
             told = (
                 f"the gradient of the {name} has vanished: {last:.2g} {chart.span(AGREE)}, {values[0]:.2g} at first, "
                 f"{largest:.2g} in the largest part"
@@ -230,13 +231,15 @@ def learning_rate(chart: Chart) -> Iterator[Finding]:
     if len(judged) < SETTLED:
         return
     smooth, noise = _smooth(judged), _noise(judged)
-    first, last, best = float(np.median(judged[:AGREE])), float(np.median(judged[-AGREE:])), float(smooth.min())
+    first, last, best = float(np.median(_beginning(judged))), float(np.median(judged[-AGREE:])), float(smooth.min())
     shown, name = _judged(chart), _judged_name(chart)
     if last - first > max(ROSE, 4 * noise):
-        told = f"{name} has risen from {np.median(shown[:AGREE]):.4g} to {np.median(shown[-AGREE:]):.4g}"
+        told = f"{name} has risen from {np.median(_beginning(shown)):.4g} to {np.median(shown[-AGREE:]):.4g}"
     elif last - best > max(ROSE, 0.5 * (first - best), 6 * noise):
         told = f"{name} had fallen to {shown.min():.4g} and is back at {np.median(shown[-AGREE:]):.4g}"
-    elif _noise(judged[-SETTLED:]) > OSCILLATES:
+    elif shown.min() > 0 and smooth.max() - judged[:AGREE].max() > SPIKES:
+        told = f"{name} began at {shown[0]:.4g} and has been as high as {shown.max():.4g}"
+    elif float(np.median(np.abs(np.diff(judged[-SETTLED:])))) > OSCILLATES:
         told = f"{name} swings between {shown[-SETTLED:].min():.4g} and {shown[-SETTLED:].max():.4g}"
     else:
         return
@@ -271,7 +274,7 @@ def stalled(chart: Chart) -> Iterator[Finding]:
         f"{_judged_name(chart)} was {np.median(shown[:AGREE]):.4g} and is {np.median(shown[-AGREE:]):.4g} after "
         f"{chart.steps} steps at a learning rate of up to {rate:.2g}",
         "raise the learning rate" if rate < 1e-3 else "lower the learning rate: the first steps may have done harm",
-        f"optimizer.lr={rate * 10:.1g}" if rate < 1e-3 else _lower_rate(chart),
+        f"optimizer.lr={max(10 * rate, 1e-4):.1g}" if rate < 1e-3 else _lower_rate(chart),
         {"first": float(shown[0]), "last": float(shown[-1]), "gained": gained},
     )
 
@@ -350,13 +353,18 @@ def _nats(values: np.ndarray) -> np.ndarray:
     return np.log(values) if len(values) and values.min() > 0 else values
 
 
+def _beginning(values: np.ndarray) -> np.ndarray:
+    """The first quarter: the very first rows are too good where codebooks were fitted to their pictures."""
+    return values[: max(AGREE, len(values) // 4)]
+
+
 def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
     return np.median(np.lib.stride_tricks.sliding_window_view(values, min(width, len(values))), axis=-1)
 
 
 def _noise(values: np.ndarray) -> float:
-    """Standard deviation of a row around the trend, from the median step between rows."""
-    return float(np.median(np.abs(np.diff(values)))) * 1.4826 / 2**0.5
+    """Standard deviation of a row around the trend, from the steps between rows."""
+    return float(np.sqrt(np.square(np.diff(values)).mean() / 2))
 
 
 def _gained(chart: Chart) -> float:
@@ -377,6 +385,9 @@ def _lower_rate(chart: Chart) -> str:
 
 def _codebook_cure(chart: Chart) -> tuple[str, str]:
     """The override that helps this model's codebook most, and what it does."""
+    for name, weight in chart.recipe.loss.items():
+        if "commit" in name and weight > 1:
+            return f"loss.{name}=1.0", "let the encoder move: its commitment holds it where the codebook is"
     fields = _config_fields(chart)
     if fields.get("restart_below") == 0:
         return "model.restart_below=1.0", "let codes that die start again from latents of the batch"
