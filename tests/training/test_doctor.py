@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,8 @@ class Told:
 def fall_ill(recipe: Recipe, photos: Any, run: Path) -> dict[str, Finding]:
     """Train, and see that the doctor said during the run what it finds afterwards, and that its cures can be taken."""
     told = Told()
-    try:
+    with suppress(DivergedError):  # some do not survive
         train(recipe, photos, run, console=told)
-    except DivergedError:  # some do not survive
-        pass
     findings = examine(run)
     warnings = [line for line in told.lines if line.startswith("warning: ")]
     for finding in findings:
