@@ -198,7 +198,7 @@ def _stream_reaching(tokenizer: Any, pixels: Tensor, canvas: Canvas, target: flo
     best = data, symbols
     while high - low > max(2, high // 100):
         share = min(max((target - worse) / max(better - worse, 1e-6), 0.1), 0.9)
-        middle = low + max(1, round((high - low) * share))
+        middle = low + min(max(1, round((high - low) * share)), high - low - 1)
         part = stream.encode(fitted, budget=middle)
         value = quality(stream.decode(*part, canvas.coded))
         if value >= target:

@@ -1,5 +1,6 @@
 """compress and decompress: round trips of files, what is refused before a model is loaded, and damage."""
 
+import io
 import json
 
 import numpy as np
@@ -137,3 +138,40 @@ def test_decompress_refuses_a_name_without_a_format_and_a_file_that_is_not_there
     code, _, err = run(capsys, "decompress", str(tmp_path / "none.vtc"), "-o", str(tmp_path / "b.png"))
     assert code == 1
     assert "none.vtc: No such file" in err
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("embedded")
+    vistok.create("vistok-progressive-tiny").save(folder)
+    return str(folder)
+
+
+def test_targets(photo, embedded, tmp_path, capsys):
+    file = tmp_path / "a.vtk"
+    for words in (["--bytes", "60"], ["--bpp", "0.6"]):
+        code, _, _ = run(capsys, "compress", photo, "-o", str(file), "-m", embedded, *words, "--overwrite")
+        assert code == 0
+        assert 50 <= file.stat().st_size <= 60
+    code, _, _ = run(capsys, "compress", photo, "-o", str(file), "-m", embedded, "--psnr", "9", "--overwrite")
+    assert code == 0
+    code, _, err = run(capsys, "compress", photo, "-o", str(tmp_path / "b"), "-m", embedded, "--psnr", "99")
+    assert code == 1
+    assert "reaches" in err
+    code, _, err = run(capsys, "compress", photo, "-o", str(file), "-m", embedded, "--psnr", "9", "--bytes", "60")
+    assert code == 1
+    assert "--bytes or --psnr, not both" in err
+
+
+def test_the_beginning_of_a_file_from_a_pipe(photo, embedded, tmp_path, capsys, monkeypatch):
+    file, back = tmp_path / "a.vtk", tmp_path / "back.png"
+    run(capsys, "compress", photo, "-o", str(file), "-m", embedded)
+    beginning = file.read_bytes()[:100]
+    for partial, status in ((False, 1), (True, 0)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(beginning)))
+        words = ["--partial", "--json"] if partial else []
+        code, out, err = run(capsys, "decompress", "-", "-o", str(back), "-m", embedded, *words)
+        assert code == status
+        assert back.exists() == partial
+        assert "--partial" in err or json.loads(out)["whole"] is False
+    assert Image.open(back).size == (20, 40)

@@ -1,20 +1,26 @@
 """vistok-progressive: planes and their prefixes, an embedded stream that decodes from any cut, exact integers."""
 
+import hashlib
 import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import vistok
+from tests.golden import draw_weights
 from vistok.compressed import compress, decompress, pack, peek, unpack
 from vistok.errors import FormatError, InputError, MismatchError
+from vistok.layout import Canvas
 from vistok.metrics.psnr import psnr
 from vistok.tokenizers._progressive_coding import P_ONE, S_ONE, STEEPEST, tables
-from vistok.tokenizers._progressive_prior import TOP, UNIT, ExactConv, on_grid, round_weights
+from vistok.tokenizers._progressive_prior import TOP, UNIT, ExactConv, on_grid, round_weights, sizes_table
+from vistok.tokens import Tokens
 
 
 def photographs(count: int, size: int = 64, seed: int = 0) -> torch.Tensor:
@@ -247,6 +253,38 @@ def test_files_are_the_same_for_every_batch_and_number_of_threads(tok, tmp_path)
         found.add(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     assert found == {pack(tok, batched[1]).hex()}
     assert torch.equal(unpack(tok, bytes.fromhex(found.pop())).codes, batched[1].codes)
+
+
+def ruled():
+    """A tiny model whose weights come from numpy by a rule that never changes."""
+    model = vistok.create("vistok-progressive-tiny")
+    draw_weights(model)
+    model.prior.table.copy_(sizes_table())
+    return model
+
+
+def test_a_file_of_version_2_keeps_decoding_to_the_same_coefficients():
+    """Written once, committed: whatever the machine, its integers are those of the writer."""
+    model = ruled()
+    random = np.random.RandomState(4)
+    spread = (900 * np.exp(-np.arange(48) / 6))[:, None, None]
+    latent = torch.from_numpy((random.laplace(size=(1, 48, 5, 7)) * spread).astype(np.float32))
+    planes = model.quantizer.encode(latent)
+    codes = torch.cat([plane.flatten(2).transpose(1, 2) for plane in planes], 1).long()
+    spec = model.spec.at((80, 112))
+    tokens = Tokens(spec.segments, codes, None, None, (Canvas((75, 110), padding=(0, 0, 2, 5)),), model.source)
+    data = (SAMPLES / "progressive-v2.vtk").read_bytes()
+    found = unpack(model, data)
+    assert hashlib.sha256(found.codes.numpy().astype("<i8").tobytes()).hexdigest() == SAMPLE_CODES
+    assert torch.equal(found.codes, codes)
+    assert pack(model, tokens) == data
+    part = unpack(model, data[:200], partial=True).codes
+    assert hashlib.sha256(part.numpy().astype("<i8").tobytes()).hexdigest() == PART_CODES
+
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+SAMPLE_CODES = "2c77d274aa59dcd960d5622603a25eaa28390a7d73cc974f42a6db606a75c236"
+PART_CODES = "78d2a75c31cd8ef048e0e7e802119b6a7927e92f028a39a98e8570b766389330"
 
 
 # -- training --------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class PlaneQuantizer(nn.Module):
     def __init__(self, config: ProgressiveConfig) -> None:
         super().__init__()
         self.planes = config.planes
-        self.register_buffer("steps", torch.tensor([config.step(plane) for plane in range(config.planes)]))
+        self.register_buffer("steps", torch.tensor([config.step(plane) for plane in range(config.planes)]), False)
 
     steps: Tensor
 
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         super().__init__()
         (w16, w8, w4), (d16, d8, d4), planes = config.widths, config.depths, config.planes
         self.transform = LappedDct(config.channels)
-        self.register_buffer("steps", torch.tensor([config.step(plane) for plane in range(planes)]))
+        self.register_buffer("steps", torch.tensor([config.step(plane) for plane in range(planes)]), False)
         self.stem = nn.Conv2d(config.channels, w16, 3, padding=1)
         self.known = nn.Conv2d(config.channels, w16, 1, bias=False)
         self.blocks16 = nn.ModuleList(Block(w16, planes) for _ in range(d16))
