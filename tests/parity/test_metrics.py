@@ -5,6 +5,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.parity.cases import Case, assert_close, parametrize
+from vistok.losses.perceptual import Lpips
 from vistok.metrics.eight_bit import llamagen_uint8, seed_voken_uint8
 from vistok.metrics.psnr import batch_psnr, psnr
 from vistok.metrics.ssim import ssim
@@ -48,3 +49,17 @@ def test_psnr_and_ssim_of_every_convention(case: Case) -> None:
     bits = {"llamagen_recon_uint8", "seedvoken_gt_uint8", "seedvoken_recon_uint8"}
     resizes = {name for name in io if name.startswith(("tf1_", "cleanfid_", "legacy_"))}
     assert set(io) == inputs | bits | resizes | set(found)
+
+
+@parametrize("metrics", kinds=("lpips",))
+def test_lpips(case: Case) -> None:
+    io = case.io
+    judge = Lpips(case.config["net"], case.weights)
+    first, second = (io["img0"] + 1) / 2, (io["img1"] + 1) / 2
+    assert_close(judge(first, second), io["lpips"], name="lpips")
+    assert_close(judge(second, first), io["lpips_normalize_flag_on_01_inputs"], name="lpips of [0, 1]")
+    assert_close(judge.map(first, second), io["spatial_map"], name="map")
+    scores = judge.scores(judge.features(first), judge.features(second))
+    for level, tap in enumerate(judge.taps(first)):
+        assert_close(scores[level], io[f"layer{level}_score"], name=f"score {level}")
+        assert_close(tap.mean((2, 3)), io[f"layer{level}_feature_mean"], name=f"mean {level}")

@@ -1,6 +1,6 @@
 """TiTok against its authors' numbers: every tokenizer case, whatever its sizes and options.
 
-The kinds of its generators and of its discriminator are not here: they belong to other systems' files.
+The kinds of its generators are not here: they belong to other systems' files.
 """
 
 from dataclasses import replace
@@ -9,6 +9,8 @@ import torch
 
 from tests.parity.cases import Case, assert_close, parametrize
 from tests.parity.titok_case import as_map, as_sequence, check_decoding, check_encoding, check_proxy_loss, load
+from vistok.losses import blurred
+from vistok.losses.adversarial import discriminator_hinge, generator_hinge, lecam
 from vistok.tokenizers.titok import configure, key_table
 
 
@@ -81,3 +83,25 @@ def test_gradients_reach_the_latent_straight_through(case: Case) -> None:
     weights = torch.randn(as_map(vectors).shape, generator=torch.Generator().manual_seed(0))
     (as_map(vectors) * weights).sum().backward()
     assert_close(latent.grad, as_sequence(weights), name="gradient")
+
+
+@parametrize("titok", kinds=("discriminator",))
+def test_discriminator(case: Case) -> None:
+    io, config = case.io, case.config
+    judge = blurred.BlurredDiscriminator(config["num_channels"], config["hidden_channels"], config["num_stages"]).eval()
+    table = blurred.key_table(config["num_stages"])
+    judge.load_state_dict(table.to_ours(case.weights))
+    real, fake = judge(io["real"]), judge(io["fake"])
+    past = io["ema_real"], io["ema_fake"]
+    found = {
+        "logits_real": real,
+        "logits_fake": fake,
+        "hinge_d_loss": discriminator_hinge(real, fake),
+        "generator_loss": generator_hinge(fake),
+    }
+    for name, value in found.items():
+        assert_close(value, io[name], name=name)
+    assert_close(lecam(real.mean(), fake.mean(), *past).reshape(io["lecam"].shape), io["lecam"], name="lecam")
+    back = table.to_theirs(judge.state_dict())
+    assert back.keys() == case.weights.keys()
+    assert all(torch.equal(back[key], case.weights[key]) for key in back)

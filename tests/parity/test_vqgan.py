@@ -1,12 +1,15 @@
 """VQGAN against the authors' numbers: taming, MaskGIT and LlamaGen, stage by stage, with losses and gradients."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from tests.parity.cases import Case, assert_all_close, parametrize
 from vistok.hub import fill
 from vistok.keys import KeyTable, Rename
-from vistok.losses.adversarial import AdversarialLoss, PatchDiscriminator, adaptive_weight, generator_hinge
+from vistok.losses.adversarial import AdversarialLoss, adaptive_weight, generator_hinge
+from vistok.losses.patchgan import PatchDiscriminator
 from vistok.tokenizers.vqgan import VQGAN, configure, key_table, recognise
 
 STEP = 5  # the authors' losses were taken at this training step
@@ -80,11 +83,7 @@ def test_taming(case):
     )
     check_inference(case, model, unsigned(io["image"]))
 
-    critic = PatchDiscriminator(
-        params.get("disc_in_channels", 3), params.get("disc_ndf", 64), params.get("disc_num_layers", 3)
-    )
-    critic.load_state_dict(KeyTable(Rename("loss.discriminator.*", "*")).to_ours(judges(case)))
-    critic.eval()
+    critic = discriminator(case, range=(0, 1))  # which leaves the authors' pixels, in [-1, 1], as they are
     weight = params.get("disc_weight", 1.0)
     adversary = AdversarialLoss(critic, start=params["disc_start"], weight=weight)
     nll = (io["image"] - image).abs().mean()
@@ -109,8 +108,13 @@ def test_taming(case):
     assert_all_close(actual, io)
 
 
-def judges(case: Case) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in case.weights.items() if key.startswith("loss.discriminator.")}
+def discriminator(case: Case, **options: Any) -> PatchDiscriminator:
+    params = case.config["official_config"]["lossconfig"]["params"]
+    sizes = params.get("disc_in_channels", 3), params.get("disc_ndf", 64), params.get("disc_num_layers", 3)
+    judge = PatchDiscriminator(*sizes, **options)
+    theirs = {key: value for key, value in case.weights.items() if key.startswith("loss.discriminator.")}
+    judge.load_state_dict(KeyTable(Rename("loss.discriminator.*", "*")).to_ours(theirs))
+    return judge.eval()
 
 
 @parametrize("vqgan", kinds=("taming",))
@@ -118,11 +122,7 @@ def test_taming_training_loss_is_made_of_the_same_parts(case):
     """`VQGAN.loss` on images in [0, 1], with the same judges, adds up to the authors' total."""
     io, model = case.io, build(case)
     params = case.config["official_config"]["lossconfig"]["params"]
-    critic = PatchDiscriminator(
-        params.get("disc_in_channels", 3), params.get("disc_ndf", 64), params.get("disc_num_layers", 3)
-    )
-    critic.load_state_dict(KeyTable(Rename("loss.discriminator.*", "*")).to_ours(judges(case)))
-    adversary = AdversarialLoss(critic.eval(), start=params["disc_start"], weight=params.get("disc_weight", 1.0))
+    adversary = AdversarialLoss(discriminator(case), start=params["disc_start"], weight=params.get("disc_weight", 1.0))
     model.judge(adversary, perceptual=lambda a, b: torch.zeros(len(a), 1, 1, 1))
     batch = {"pixels": unsigned(io["image"])}
     terms = model.loss(batch, STEP, torch.Generator())

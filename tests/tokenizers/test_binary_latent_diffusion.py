@@ -9,7 +9,8 @@ import vistok
 from tests.golden import draw_weights
 from vistok import checkpoints
 from vistok.errors import ConfigError
-from vistok.losses.adversarial import AdversarialLoss, PatchDiscriminator
+from vistok.losses.adversarial import AdversarialLoss
+from vistok.losses.patchgan import PatchDiscriminator
 from vistok.tokenizers.binary_latent_diffusion import VARIANTS, key_table
 
 TINY = ["binary-latent-diffusion-tiny", "binary-latent-diffusion-tiny-signed"]
@@ -64,7 +65,7 @@ def test_training_lowers_the_loss():
     assert torch.equal(*again)
 
 
-def test_judges_see_pixels_as_the_authors_showed_them():
+def test_judges_see_pixels_in_0_1():
     torch.manual_seed(0)
     model, seen = vistok.create(TINY[0], code_weight=0.1).train(), []
     critic = PatchDiscriminator(width=8, layers=1)

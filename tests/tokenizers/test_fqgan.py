@@ -9,7 +9,8 @@ import vistok
 from tests.golden import draw_weights
 from vistok import checkpoints
 from vistok.errors import ConfigError, InputError
-from vistok.losses.adversarial import AdversarialLoss, PatchDiscriminator
+from vistok.losses.adversarial import AdversarialLoss
+from vistok.losses.patchgan import PatchDiscriminator
 from vistok.tokenizers.fqgan import SMALL, THEIR_HEADS, key_table
 
 

@@ -7,7 +7,8 @@ import vistok
 from tests.golden import draw_weights
 from vistok import checkpoints
 from vistok.errors import ConfigError
-from vistok.losses.adversarial import AdversarialLoss, PatchDiscriminator
+from vistok.losses.adversarial import AdversarialLoss
+from vistok.losses.patchgan import PatchDiscriminator
 from vistok.tokenizers.tokenbridge import VARIANTS, key_table
 
 

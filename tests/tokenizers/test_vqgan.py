@@ -5,7 +5,8 @@ import torch
 
 import vistok
 from vistok.errors import ConfigError, InputError
-from vistok.losses.adversarial import AdversarialLoss, PatchDiscriminator
+from vistok.losses.adversarial import AdversarialLoss
+from vistok.losses.patchgan import PatchDiscriminator
 from vistok.nn.cnn import CNNConfig
 from vistok.tokenizers.vqgan import VARIANTS, VQGANConfig, configure, key_table, recognise
 

@@ -1,62 +1,17 @@
-"""Agreement between processes: the only place where the quantizers talk to `torch.distributed`.
+"""Agreement between processes on codebooks: rows drawn from all of them, and the best of what they offer.
 
 Codebook statistics are sums over the batch. Summed over all processes they are the same bits on every rank, so buffers
 that start equal stay equal. Without an initialised process group every function here is the identity.
 """
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size() -> int:
-    """Number of processes that train together; 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """This process's number in `range(world_size())`."""
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place where there are several; no gradient flows through it."""
-    if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
-    return tensor
-
-
-def max_over_processes(tensor: Tensor) -> Tensor:
-    """The elementwise maximum over all processes, in place where there are several; no gradient."""
-    if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
-
-
-def mean_over_processes(total: Tensor, count: int) -> Tensor:
-    """Mean over the items of all processes, from this process's sum `total` over its `count` items.
-
-    The gradient is scaled so that averaging gradients over processes, as DistributedDataParallel does, gives the
-    gradient of the global mean, also when processes hold different numbers of items.
-    """
-    if world_size() == 1:
-        return total / max(count, 1)
-    items = sum_over_processes(total.new_tensor([count], dtype=torch.float64))
-    return _GlobalMean.apply(total, items.clamp(min=1).to(total.dtype))
-
-
-class _GlobalMean(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, total: Tensor, items: Tensor) -> Tensor:
-        ctx.save_for_backward(items)
-        return sum_over_processes(total.clone()) / items
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (items,) = ctx.saved_tensors
-        return grad * (world_size() / items), None
+from vistok.processes import max_over_processes as max_over_processes
+from vistok.processes import mean_over_processes as mean_over_processes
+from vistok.processes import rank as rank
+from vistok.processes import sum_over_processes as sum_over_processes
+from vistok.processes import world_size as world_size
 
 
 def draw_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -14,12 +14,11 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 class JudgedTokenizer(Tokenizer):
-    """Adds `judge` and the discriminator's turn. `signed`: judges see pixels in [-1, 1], else in [0, 1].
+    """Adds `judge` and the discriminator's turn. Judges take pixels in [0, 1] and shift them to their own range.
 
     `loss` of a system puts its reconstruction in [0, 1], detached, into `batch["reconstruction"]`.
     """
 
-    signed: bool = True
     _judges: tuple[AdversarialLoss | None, Perceptual | None] = (None, None)
 
     def judge(self, adversary: AdversarialLoss | None = None, perceptual: Perceptual | None = None) -> None:
@@ -45,7 +44,7 @@ class JudgedTokenizer(Tokenizer):
         if adversary is None:
             return {}
         rebuilt = torch.stack(list(terms.values())).sum()
-        return {"adversarial": adversary.generator_loss(self._shown(image), rebuilt, last_layer, step)}
+        return {"adversarial": adversary.generator_loss(image, rebuilt, last_layer, step)}
 
     def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
         """What the discriminator's optimiser minimises on the same batch, after `loss`."""
@@ -53,7 +52,4 @@ class JudgedTokenizer(Tokenizer):
         if adversary is None:
             raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
         real, fake = self.prepare(batch["pixels"]), batch["reconstruction"]
-        return adversary.discriminator_loss(self._shown(real), self._shown(fake), step)
-
-    def _shown(self, pixels: Tensor) -> Tensor:
-        return pixels * 2 - 1 if self.signed else pixels
+        return adversary.discriminator_loss(real, fake, step)

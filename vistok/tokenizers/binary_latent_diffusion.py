@@ -86,7 +86,6 @@ class BinaryAutoencoder(JudgedTokenizer):
     """See the module's docstring. `encode(images, sample=True, seed=...)` throws the coins, from each item's seed."""
 
     system = "binary-latent-diffusion"
-    signed = False
     config: BinaryConfig
     encoder: Encoder
     quantizer: BernoulliQuantizer

@@ -115,7 +115,6 @@ class VQGAN(JudgedTokenizer):
             layout=lambda size: (Segment("grid", (size[0] // factor, size[1] // factor), codes),),
             sizes=Sizes(multiple=factor, minimum=factor),
         )
-        self.signed = self.encoder.signed
 
     def soft_codes(self, latent: Tensor, temperature: float = 1.0) -> Tensor:
         """Probability of every code at every position, softmax(-|z - e|^2 / temperature): (B, N, K).
@@ -156,7 +155,7 @@ def reconstruction_terms(
     else:
         terms = {"reconstruction": (image - pixels).square().mean() * (4 if family == "llamagen" else 1)}
     if perceptual is not None:
-        terms["perceptual"] = perceptual(image * 2 - 1, pixels * 2 - 1).mean()
+        terms["perceptual"] = perceptual(image, pixels).mean()
     return terms
 
 
