@@ -143,8 +143,14 @@ class Tokens:
 
     # -- parts and joins -----------------------------------------------------------------------------------------
 
-    def prefix(self, length: int) -> "Tokens":
-        """The first `length` tokens of every item. Whether they decode alone is for the tokenizer to say."""
+    def prefix(self, length: int | Sequence[int] | Tensor) -> "Tokens":
+        """The first `length` tokens of every item. Whether they decode alone is for the tokenizer to say.
+
+        One length for each item gives a batch of mixed lengths, as long as the longest, whose `keep` says which are
+        there.
+        """
+        if not isinstance(length, int):
+            return self._mixed_prefix(torch.as_tensor(length, device=self.device))
         if not 1 <= length <= self.length:
             raise InputError(f"a prefix of {length} from {self.length} tokens; expected 1 to {self.length}")
         return replace(
@@ -153,6 +159,15 @@ class Tokens:
             vectors=None if self.vectors is None else self.vectors[:, :length],
             keep=None if self.keep is None else self.keep[:, :length],
         )
+
+    def _mixed_prefix(self, lengths: Tensor) -> "Tokens":
+        if lengths.shape != (len(self),) or lengths.dtype.is_floating_point or len(self) == 0:
+            raise InputError(f"{len(self)} items take one length, or as many; got {lengths.tolist()}")
+        if int(lengths.min()) < 1:
+            raise InputError(f"prefixes of {lengths.tolist()} tokens; expected at least 1")
+        cut = self.prefix(int(lengths.max()))
+        there = torch.arange(cut.length, device=self.device) < lengths[:, None]
+        return replace(cut, keep=there if cut.keep is None else there & cut.keep)
 
     @staticmethod
     def cat(parts: Sequence["Tokens"]) -> "Tokens":

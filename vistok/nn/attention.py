@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError, InputError
 from vistok.nn.positions import Rotation
+from vistok.nn.ragged import Ragged
 
-Norm = Literal["none", "rms", "layer"]
+Norm = Literal["none", "rms", "layer", "plain-layer"]
 
 
 class SelfAttention(nn.Module):
@@ -25,8 +26,9 @@ class SelfAttention(nn.Module):
     width    W, of input and output
     heads    number of heads; W must be a multiple of it unless `head` says their width
     bias     whether the projections have biases; `out_bias` for the last one, the same unless given
-    qk_norm  "rms" or "layer" norm over each head's queries and keys, with learned gains
+    qk_norm  "rms" or "layer" norm over each head's queries and keys, with learned gains; "plain-layer" without them
     dropout  of attention weights and of the output, in training
+    scale    of the products of queries and keys, 1 / sqrt(head) unless given
 
     Raises ConfigError when heads do not divide the width.
     """
@@ -42,9 +44,11 @@ class SelfAttention(nn.Module):
         qk_norm: Norm = "none",
         eps: float = 1e-6,
         dropout: float = 0.0,
+        scale: float | None = None,
     ):
         super().__init__()
         self.heads, self.head, self.dropout = heads, head or _head(width, heads), dropout
+        self.scale = scale
         inner = self.heads * self.head
         self.qkv = nn.Linear(width, 3 * inner, bias=bias)
         self.out = nn.Linear(inner, width, bias=bias if out_bias is None else out_bias)
@@ -59,12 +63,17 @@ class SelfAttention(nn.Module):
         rotation: Rotation | None = None,
         only: slice | None = None,
         past: "KeyValues | None" = None,
+        ragged: Ragged | None = None,
     ) -> Tensor:
         """(B, N, W) to (B, N, W). With `only`, the output of those positions alone (not with `causal`).
 
         What nobody reads need not be computed: the last block of a trunk costs a fraction when few positions are kept.
         With `past`, the positions of `x` follow those that it holds, see them too, and are added to it.
+        With `ragged`, `x` is the rows (T, W) of sequences of different lengths, each of which sees itself alone;
+        `only` then stands for the leading rows.
         """
+        if ragged is not None:
+            return self.out(self._attend_rows(x, ragged, leading=only is not None))
         if only is None:
             q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head)).permute(2, 0, 3, 1, 4)
         else:
@@ -80,8 +89,16 @@ class SelfAttention(nn.Module):
         if past is not None:
             k, v = past.append(k, v)
         dropout = self.dropout if self.training else 0.0
-        out = self.out(attend(q, k, v, mask=mask, causal=causal, dropout=dropout))
+        out = self.out(attend(q, k, v, mask=mask, causal=causal, dropout=dropout, scale=self.scale))
         return F.dropout(out, dropout) if dropout else out
+
+    def _attend_rows(self, x: Tensor, ragged: Ragged, leading: bool) -> Tensor:
+        q, k, v = ragged.padded(self.qkv(x)).unflatten(-1, (3, self.heads, self.head)).permute(2, 0, 3, 1, 4)
+        if leading:
+            q = q[:, :, : ragged.lead]
+        mask = ragged.mask if ragged.mask.dtype == torch.bool else ragged.mask.to(q.dtype)
+        out = attend(self.q_norm(q), self.k_norm(k), v, mask=mask, scale=self.scale)
+        return out.flatten(0, 1) if leading else ragged.rows(out)
 
 
 class KeyValues:
@@ -151,9 +168,18 @@ class CrossAttention(nn.Module):
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head)) v of (B, heads, N | M, head), heads joined again: (B, N, heads * head).
+    """softmax(q k^T scale) v of (B, heads, N | M, head), heads joined again: (B, N, heads * head).
+
+    `scale` is 1 / sqrt(head) unless given.
 
     `causal` lines up the ends of queries and keys, so that N new positions see the M - N before them. Raises InputError
     when there are more queries than keys then, or a mask as well.
@@ -168,7 +194,7 @@ def attend(
             causal = False
         elif queries < keys:  # PyTorch's own flag lines up the beginnings
             mask, causal = q.new_ones(queries, keys, dtype=bool).tril(keys - queries), False  # type: ignore[call-overload]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -176,9 +202,11 @@ def head_norm(kind: Norm, head: int, eps: float = 1e-6) -> nn.Module:
     """The norm over one head's queries or keys; "none" is the identity. Raises ConfigError for another name."""
     if kind == "none":
         return nn.Identity()
-    if kind not in ("rms", "layer"):
-        raise ConfigError(f"qk_norm {kind!r}; expected 'none', 'rms' or 'layer'")
-    return nn.RMSNorm(head, eps=eps) if kind == "rms" else nn.LayerNorm(head, eps=eps)
+    if kind not in ("rms", "layer", "plain-layer"):
+        raise ConfigError(f"qk_norm {kind!r}; expected 'none', 'rms', 'layer' or 'plain-layer'")
+    if kind == "rms":
+        return nn.RMSNorm(head, eps=eps)
+    return nn.LayerNorm(head, eps=eps, elementwise_affine=kind == "layer")
 
 
 def _head(width: int, heads: int) -> int:

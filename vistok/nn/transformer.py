@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError
 from vistok.nn.attention import CrossAttention, Norm, SelfAttention
 from vistok.nn.positions import Rotation
+from vistok.nn.ragged import Ragged
 
 Activation = Literal["gelu", "gelu-tanh", "silu", "swiglu"]
 
@@ -104,12 +105,15 @@ class Block(nn.Module):
         rotation: Rotation | None = None,
         context_mask: Tensor | None = None,
         only: slice | None = None,
+        ragged: Ragged | None = None,
     ) -> Tensor:
-        """With `only`, those positions alone come out, which saves the work for the others."""
-        kept = x if only is None else x[:, only]
-        x = kept + _scaled(
-            self.attention(self.norm1(x), mask=mask, causal=causal, rotation=rotation, only=only), self.scale1
-        )
+        """With `only`, those positions alone come out, which saves the work for the others.
+
+        With `ragged`, `x` is the rows (T, W) of sequences of different lengths, and `only` its leading rows.
+        """
+        kept = x if only is None else x[..., only, :]
+        attended = self.attention(self.norm1(x), mask=mask, causal=causal, rotation=rotation, only=only, ragged=ragged)
+        x = kept + _scaled(attended, self.scale1)
         if context is not None:
             x = x + self.cross(self.norm_cross(x), context, mask=context_mask)
         return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
