@@ -177,7 +177,7 @@ class FlexTok(JudgedTokenizer):
         guidance: float | None = None,
         guide: Guidance = "apg",
     ) -> Tensor:
-        """Latents (B, C, h, w) of code vectors (B, k, D), the first `lengths` (B,) of each, from `noise` of that shape."""
+        """Latents (B, C, h, w) of code vectors (B, k, D), the first `lengths` (B,) of each, from such `noise`."""
         steps = self.config.steps if steps is None else steps
         scale = self.config.guidance if guidance is None else guidance
         steer = make_guidance(guide, scale)
