@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compress": ("vistok.cli.compress", "A picture to a small compressed file."),
     "decompress": ("vistok.cli.decompress", "A compressed file to a picture."),
     "train": ("vistok.cli.train", "Train a model from a recipe; resumable."),
+    "reproduce": ("vistok.cli.reproduce", "A paper's claim at small scale, against its baseline."),
     "doctor": ("vistok.cli.doctor", "What is wrong with a run, and which recipe key mends it."),
     "eval": ("vistok.cli.eval", "Measure a tokenizer on pictures: PSNR, SSIM, codebook usage, speed."),
     "convert": ("vistok.cli.convert", "The authors' checkpoint to a model folder."),
