@@ -1,23 +1,28 @@
 """What reproductions on small pictures share: pixels in memory, a small convolutional autoencoder, a training loop.
 
-pixels (B, 3, S, S) in [0, 1] -> stride-2 convolutions and residual blocks -> latent (B, D, S / 2^L, S / 2^L) -> back
+pixels (B, 3, S, S) in [0, 1] -> L stride-2 convolutions, residual blocks -> latent (B, D, S / 2^L, S / 2^L) -> back
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.items import Source
-from vistok.data.sources import Where, open_source
-from vistok.training.validation import read_crops
+from vistok.files import write_atomically
+
+if TYPE_CHECKING:
+    from vistok.evaluation.reproducing import Context
 
 
-def pictures(where: Source | Where, count: int, size: int = 32) -> tuple[Tensor, Tensor]:
-    """The first `count` pictures, uint8 (n, 3, size, size), and their labels (n,)."""
-    return read_crops(open_source(where), size, count)
+def shared(context: "Context", name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What all arms and seeds of a reproduction use: made once, then read from `shared/NAME.pt` of its folder."""
+    path = context.folder.parents[1] / "shared" / f"{name}.pt"
+    if not path.exists():
+        found = make()
+        write_atomically(path, lambda place: torch.save(found, place))
+    return torch.load(path, weights_only=True)
 
 
 class Residual(nn.Module):
@@ -115,3 +120,37 @@ def probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: 
     gram = train.T @ train / len(train) + RIDGE * torch.eye(train.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(gram, train.T @ target / len(train))
     return 100 * float((test @ weights).argmax(1).eq(test_labels).double().mean())
+
+
+FEATURE = 64
+
+
+class Teacher(nn.Module):
+    """A small classifier of ten classes; its pooled features (B, 64) teach, and tell pictures apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = SmallEncoder((32, 64, 64), FEATURE)
+        self.classify = nn.Linear(FEATURE, 10)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.silu(self.trunk(pixels)).mean((2, 3))
+
+    def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Cross-entropy with the labels."""
+        return {"cross_entropy": F.cross_entropy(self.classify(self(batch["pixels"])), batch["label"])}
+
+
+def teacher(context: "Context", pixels: Tensor, labels: Tensor, steps: int) -> Teacher:
+    """A frozen `Teacher`, trained once for all arms and seeds."""
+
+    def make() -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        made = Teacher()
+        context.tell(f"feature network: {steps} steps")
+        fit(made, made.loss, batches(pixels, labels, context.batch, 0), steps, tell=context.tell)
+        return made.state_dict()
+
+    found = Teacher()
+    found.load_state_dict(shared(context, "teacher", make))
+    return found.requires_grad_(False).eval()
