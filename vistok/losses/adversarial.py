@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from vistok.errors import ConfigError, nearest
 from vistok.losses.frozen import at_once
-from vistok.processes import mean_over_processes
+from vistok.processes import mean_over_processes, sum_over_processes, world_size
 
 
 def generator_hinge(fake_logits: Tensor) -> Tensor:
@@ -183,7 +183,11 @@ def gradient_penalty(real: Tensor, real_logits: Tensor) -> Tensor:
 
 
 def adaptive_weight(rebuilt_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, limit: float = 1e4) -> Tensor:
-    """lambda = |d rebuilt / d last| / (|d generator / d last| + 1e-4), clamped to [0, limit]; no gradient."""
-    reference = torch.autograd.grad(rebuilt_loss, last_layer, retain_graph=True)[0]
-    adversarial = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)[0]
+    """lambda = |d rebuilt / d last| / (|d generator / d last| + 1e-4), clamped to [0, limit]; no gradient.
+
+    Gradients are those of the batches of all processes together.
+    """
+    reference = sum_over_processes(torch.autograd.grad(rebuilt_loss, last_layer, retain_graph=True)[0]) / world_size()
+    adversarial = sum_over_processes(torch.autograd.grad(generator_loss, last_layer, retain_graph=True)[0])
+    adversarial = adversarial / world_size()
     return (reference.norm() / (adversarial.norm() + 1e-4)).clamp(0, limit).detach()

@@ -1,7 +1,9 @@
 """What a run is built from: the device, the model of the recipe, what of it trains, and batches where it wants them."""
 
 import signal
+import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,19 +18,27 @@ from vistok.registry import system_of
 from vistok.tokenizer import Tokenizer
 from vistok.training.recipe import ModelSection, StageSection
 
+PATIENCE = timedelta(hours=2)  # that the others wait while the main process validates or writes
+
 
 def accelerator(precision: str) -> Any:
     """Accelerate's view of devices and processes. Raises ConfigError for a precision that the device lacks."""
     try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState
     except ImportError as error:
         raise MissingExtraError("training needs Accelerate: pip install vistok[train]") from error
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # its successor is too new
     AcceleratorState._reset_state()  # one process may train twice, with another precision
     try:
         return Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            cpu=not torch.accelerator.is_available(),  # else torchrun on a CPU would start runs that know nothing of
+            kwargs_handlers=[  # each other
+                # buffers are not sent around: codebook statistics agree by themselves, counts are each process's own
+                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
         )
     except ValueError as error:
         raise ConfigError(f"train.precision {precision} does not work on this device: {error}") from error
