@@ -186,8 +186,8 @@ REPRODUCTION = Reproduction(
     claim="Bernoulli bits reconstruct better than a codebook at the same resolution, sampling them in 16 steps loses "
     "little, and the samples are better than those of a discrete diffusion over codes",
     source="arXiv:2304.04820, section 4",
-    checked="squared error and Frechet distances in the features of a small classifier, on CIFAR-10. 16 bits against the "
-    "10 of 1024 codes is the claim itself; 10 bits show the same rate. Few training steps blur everything: the "
+    checked="squared error and Frechet distances in the features of a small classifier, on CIFAR-10. 16 bits against "
+    "the 10 of 1024 codes is the claim itself; 10 bits show the same rate. Few training steps blur everything: the "
     "floor is the distance of plain reconstructions. Probabilities are calibrated by plain cross-entropy, not the "
     "balanced one.",
     baseline="codes",

@@ -145,8 +145,8 @@ REPRODUCTION = Reproduction(
     claim="factorising one codebook into several improves reconstruction; disentanglement and representation learning "
     "keep the factors apart and give them meaning",
     source="arXiv:2411.16681, section 4 and its ablation",
-    checked="squared error on CIFAR-10, the cosine between paired code vectors, and a linear probe. Two codebooks of 64 "
-    "spend 12 bits a position against 7, which is the point, hence the arm of 4096. The teacher has seen the "
+    checked="squared error on CIFAR-10, the cosine between paired code vectors, and a linear probe. Two codebooks of "
+    "64 spend 12 bits a position against 7, which is the point, hence the arm of 4096. The teacher has seen the "
     "labels: the probe shows only that meaning went where it was sent. rFID, what the representation loss gains "
     "for it, and FAR are not checked.",
     baseline="one",
