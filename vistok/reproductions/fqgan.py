@@ -30,7 +30,7 @@ from vistok.reproductions._small import (
 )
 
 WIDTHS, DIM = (32, 64), 8
-ITEMS, TEST_ITEMS, TEACHER_STEPS, PROBED = 20_000, 2000, 400, 10_000
+ITEMS, TEST_ITEMS, TEACHER_STEPS, PROBED = 20_000, 2000, 300, 10_000
 ARMS: dict[str, tuple[dict[str, int], float, bool]] = {  # codebooks, disentanglement, whether there is a teacher
     "one": ({"vis": 128}, 0.0, False),
     "one-4096": ({"vis": 4096}, 0.0, False),
@@ -159,7 +159,7 @@ REPRODUCTION = Reproduction(
         Condition("error with disentanglement over without", ratio("mse", "apart", "dual"), at_most=1.05),
         Condition("points that a probe gains on semantic codes", of("taught", "probe_gain"), at_least=5),
     ),
-    steps=400,
+    steps=300,
     batch=64,
     report=("mse", "used", "cos2", "probe_vis", "probe_sem"),
 )
