@@ -106,3 +106,18 @@ def test_himtoks_first_lines_of_python_run(tmp_path, monkeypatch):
     names: dict = {}
     exec(compile(code.group(1), "himtok.md", "exec"), names)
     assert names["rough"].shape == (2, 1, 70, 90)
+
+
+def test_omnitokenizers_first_lines_of_python_run(tmp_path, monkeypatch):
+    from tests.data.test_video import moving
+    from vistok.data.video import open_clip, write_clip
+
+    monkeypatch.chdir(tmp_path)
+    write_clip("clip.mp4", [moving(7)], rate=12)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/systems/omnitokenizer.md").read_text(), re.DOTALL)
+    assert code
+    names: dict = {}
+    exec(compile(code.group(1), "omnitokenizer.md", "exec"), names)
+    assert names["rebuilt"].shape == (1, 3, 7, 48, 64)
+    assert names["picture"].shape == (1, 3, 48, 64)
+    assert open_clip("rebuilt.mp4").rate == 12

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import ConfigError, InputError, MismatchError, nearest
-from vistok.layout import Segment, Sizes, TokenSpec
+from vistok.layout import Clips, Segment, Sizes, TokenSpec
 from vistok.model import Model
 from vistok.sampling.tokens import Sampling
 from vistok.tokenizer import Tokenizer
@@ -100,10 +100,15 @@ class Generator(Model):
         The tokenizer does not become part of the model. Raises MismatchError where layouts differ, or where the
         generator was made for another tokenizer.
         """
-        if tokenizer.spec.at(self.spec.size).segments != self.spec.segments:
+        try:
+            theirs = tokenizer.spec.of(self.spec.canvas).segments
+        except InputError as error:
             raise MismatchError(
-                f"{self.name} makes tokens of {_told(self.spec.segments)}, "
-                f"{tokenizer.name} has {_told(tokenizer.spec.at(self.spec.size).segments)}"
+                f"{self.name} makes tokens of {_told(self.spec.segments)}; {tokenizer.name}: {error}"
+            ) from error
+        if theirs != self.spec.segments:
+            raise MismatchError(
+                f"{self.name} makes tokens of {_told(self.spec.segments)}, {tokenizer.name} has {_told(theirs)}"
             )
         made_for = self.source
         if made_for is not None and made_for.weights != tokenizer.fingerprint:
@@ -184,7 +189,7 @@ class Generator(Model):
         elif batch.get("pixels") is not None and self.tokenizer is not None:
             tokenizer = self.tokenizer.to(self.device)
             with tokenizer.inference(), torch.autocast(self.device.type, enabled=False):
-                encoded = tokenizer.tokenize(batch["pixels"], tokenizer.spec.at(self.spec.size), seeds=[0])
+                encoded = tokenizer.tokenize(batch["pixels"], tokenizer.spec.of(self.spec.canvas), seeds=[0] * len(batch["pixels"]))
             data = encoded.codes if encoded.codes is not None else encoded.vectors
         else:
             raise InputError(
@@ -270,9 +275,16 @@ def known_prefix(known: Known | None, name: str) -> int:
     return length
 
 
-def fixed_spec(segments: tuple[Segment, ...], side: int) -> TokenSpec:
-    """The spec of what a generator of one size makes: `segments`, decoded to pictures of `side` pixels."""
-    return TokenSpec(size=(side, side), layout=lambda size: segments, sizes=Sizes(only=((side, side),)))
+def fixed_spec(segments: tuple[Segment, ...], side: int, frames: int | None = None) -> TokenSpec:
+    """The spec of what a generator of one size makes: `segments`, decoded to pictures of `side` pixels, or clips."""
+    return TokenSpec(
+        size=(side, side),
+        layout=lambda *size: segments,
+        sizes=Sizes(only=((side, side),)),
+        modality="image" if frames is None else "video",
+        clips=None if frames is None else Clips(first=frames, maximum=frames),
+        frames=frames,
+    )
 
 
 def drop_labels(labels: Tensor, share: float, null: int, rng: torch.Generator) -> Tensor:
