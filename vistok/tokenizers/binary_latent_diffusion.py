@@ -122,7 +122,7 @@ class BinaryAutoencoder(JudgedTokenizer):
         """Terms for `batch["pixels"]` (B, 3, H, W) in [0, 1], the coins thrown by `rng`.
 
         "reconstruction" (mean absolute error), "perceptual" and "adversarial" where `judge` set them, and "code"
-        where it has a weight. Judges see pixels in [0, 1], as the authors trained; they bound the adaptive weight by 1.
+        where it has a weight. The authors show LPIPS pixels in [0, 1] and bound the adaptive weight by 1.
         """
         self.quantizer.rng = rng
         pixels = self.prepare(batch["pixels"])
