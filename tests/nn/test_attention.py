@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vistok.nn.attention import CrossAttention, SelfAttention, attend
+from vistok.errors import InputError
+from vistok.nn.attention import CrossAttention, KeyValues, SelfAttention, attend
 from vistok.nn.positions import rotation_1d
 
 
@@ -92,3 +93,23 @@ def test_wrong_settings_are_refused():
         SelfAttention(16, 3)
     with pytest.raises(ValueError, match="qk_norm"):
         SelfAttention(16, 2, qk_norm="batch")
+
+
+def test_steps_with_a_past_are_the_whole_sequence():
+    torch.manual_seed(0)
+    attention, x = SelfAttention(8, 2, qk_norm="layer").eval(), draw(2, 6, 8)
+    past = KeyValues(2, 2, 6, 4, dtype=torch.float32, device="cpu")
+    parts = [attention(part, causal=True, past=past) for part in (x[:, :3], x[:, 3:4], x[:, 4:])]
+    torch.testing.assert_close(torch.cat(parts, 1), attention(x, causal=True))
+    with pytest.raises(InputError, match="7 positions where 6 were planned"):
+        attention(x[:, :1], causal=True, past=past)
+    past.clear()
+    torch.testing.assert_close(attention(x[:, :3], causal=True, past=past), parts[0])
+
+
+def test_dropout_acts_in_training_alone():
+    torch.manual_seed(0)
+    attention, x = SelfAttention(8, 2, dropout=0.5), draw(2, 6, 8)
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vistok.nn.positions import rotation_1d
-from vistok.nn.transformer import MLP, AdaBlock, Block
+from vistok.nn.transformer import MLP, AdaBlock, Block, Modulation
 
 
 def draw(*shape, seed=0):
@@ -73,3 +73,32 @@ def test_adaptive_block_starts_as_the_identity_and_then_listens():
     middle = x + parts[2] * block.attention(block.norm1(x) * (1 + parts[1]) + parts[0])
     expected = middle + parts[5] * block.mlp(block.norm2(middle) * (1 + parts[4]) + parts[3])
     torch.testing.assert_close(block(x, condition), expected)
+
+
+def test_layer_scale_weighs_what_is_added():
+    torch.manual_seed(0)
+    block, x = Block(8, 2, layer_scale=0.5), draw(2, 3, 8)
+    with torch.no_grad():
+        block.scale2.fill_(0.25)
+    y = x + 0.5 * block.attention(block.norm1(x))
+    torch.testing.assert_close(block(x), y + 0.25 * block.mlp(block.norm2(y)))
+    assert not any("scale" in key for key in Block(8, 2).state_dict())
+
+
+def test_dropout_acts_in_training_alone():
+    torch.manual_seed(0)
+    block, x = Block(8, 2, dropout=0.5), draw(2, 3, 8)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))
+
+
+def test_a_condition_for_every_position():
+    torch.manual_seed(0)
+    modulation = Modulation(4, 6, 2)
+    torch.nn.init.normal_(modulation.project.weight)
+    condition = draw(2, 3, 4)
+    each = modulation(condition)
+    for position in range(3):
+        for part, alone in zip(each, modulation(condition[:, position]), strict=True):
+            torch.testing.assert_close(part[:, position : position + 1], alone)
