@@ -1,4 +1,4 @@
-"""JPEG, WebP and AVIF at equal bytes: the best picture that each codec makes of a given number of bytes.
+"""JPEG, WebP, AVIF and JPEG XL at equal bytes: the best picture that each codec makes of a given number of bytes.
 
     picture --scale down (1, 1/2, 1/4, 1/8)--> encode at quality q --> bytes <= budget ?
                                                      \\--> decode, scale up --> PSNR; the best of all scales is kept
@@ -11,6 +11,8 @@ are counted whole, with their headers, as they would lie on a disk.
 import io
 import time
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from PIL import Image, features
@@ -49,7 +51,10 @@ CODECS: dict[str, Codec] = {
     "jpeg": Codec("jpeg", "JPEG", (1, 95), ({"optimize": True}, {"optimize": True, "progressive": True})),
     "webp": Codec("webp", "WEBP", (0, 100), ({"method": 6},)),
     "avif": Codec("avif", "AVIF", (0, 100), ({"speed": 6, "max_threads": 1},)),
+    "avif-slow": Codec("avif-slow", "AVIF", (0, 100), ({"speed": 3, "max_threads": 1},)),
+    "jxl": Codec("jxl", "JXL", (0, 100), ({"effort": 7, "num_threads": 1},)),
 }
+USUAL = ("jpeg", "webp", "avif")
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ class Ladder:
     def __init__(self, pixels: Tensor, codec: str) -> None:
         if codec not in CODECS:
             raise InputError(f"no codec {codec!r}; expected one of {', '.join(CODECS)}")
-        if codec != "jpeg" and not features.check(codec):
-            raise MissingExtraError(f"this build of Pillow cannot write {codec}; pip install --upgrade pillow")
+        if not writes(codec):
+            package = "pillow-jxl-plugin" if codec == "jxl" else "--upgrade pillow"
+            raise MissingExtraError(f"this build of Pillow cannot write {codec}; pip install {package}")
         self.pixels, self.codec = pixels, CODECS[codec]
         self.image = to_pil(pixels)
         self._scaled: dict[int, Image.Image] = {}
@@ -167,8 +173,18 @@ def encode_within(pixels: Tensor, codec: str, budget: int) -> Coded:
 
 
 def available() -> list[str]:
-    """The codecs that this build of Pillow can write."""
-    return [name for name in CODECS if name == "jpeg" or features.check(name)]
+    """The usual codecs that this build of Pillow can write."""
+    return [name for name in USUAL if writes(name)]
+
+
+def writes(codec: str) -> bool:
+    """Whether this build of Pillow can write a codec's files; JPEG XL takes the package pillow-jxl-plugin."""
+    if codec == "jxl":
+        if not find_spec("pillow_jxl"):
+            return False
+        import_module("pillow_jxl")  # registers the format
+        return True
+    return codec == "jpeg" or features.check(CODECS[codec].format.lower())
 
 
 def _shrink(image: Image.Image, scale: int) -> Image.Image:
