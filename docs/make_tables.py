@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vistok.inventory import holdings
+from vistok.inventory import PACKAGE, holdings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/systems/strata.md", "docs/systems/vqgan.md", "docs/systems/titok.md")
+PAGES = ("README.md", *sorted(f"docs/systems/{path.name}" for path in (ROOT / "docs" / "systems").glob("*.md")))
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -88,6 +88,47 @@ def race(name: str) -> str:
     return table(head, lines)
 
 
+def reproduction(slug: str) -> str:
+    """The result of `vistok reproduce SLUG`: verdict, numbers, rule, and what it ran on."""
+    from vistok.evaluation.reproduction import cell, read_result
+
+    path = PACKAGE / "reproductions" / f"{slug.replace('-', '_')}.json"
+    if not path.exists():
+        return f"Not run yet: `vistok reproduce {slug}`."
+    found = read_result(path.read_text(encoding="utf-8"), path.name)
+    rows = [
+        [metric, *(cell(arm, metric, name == found["baseline"]) for name, arm in found["arms"].items())]
+        for metric in found["report"]
+    ]
+    head = ["", *(name + (" (baseline)" if name == found["baseline"] else "") for name in found["arms"])]
+    rule = [
+        [
+            clause["text"],
+            clause["limits"],
+            ", ".join("not finite" if value is None else f"{value:.4g}" for value in clause["values"]),
+            "yes" if clause["holds"] else "no",
+        ]
+        for clause in found["rule"]
+    ]
+    seconds = sum(entry["processor_seconds"] for arm in found["arms"].values() for entry in arm.get("spent", []))
+    machine = found["environment"]
+    budget = "; ".join(f"{name}: {arm['what']}, {arm['steps']} steps" for name, arm in found["arms"].items())
+    return "\n\n".join(
+        [
+            f"**{found['verdict'].capitalize()}**: {found['claim']} ({found['source']}).",
+            f"Arms, in batches of {found['batch']}, {found['seeds']} seeds: {budget}.",
+            table(head, rows),
+            "Mean over seeds (lowest to highest), and the mean ratio to the baseline. The rule was written down before "
+            "the run; each clause has to hold for every seed:",
+            table(["", "limit", "seeds", "holds"], rule),
+            f"Looked at: {found['checked']}.",
+            f"`vistok reproduce {slug}`, {seconds / 60:.0f} minutes of one core ({machine['device']}, torch "
+            f"{machine['torch']}).",
+        ]
+    )
+
+
+REPRODUCTION = "reproduction-"
 TABLES: dict[str, Callable[[], str]] = {
     "systems": systems,
     "strata": strata,
@@ -102,9 +143,13 @@ def filled(text: str) -> str:
 
     def replace(match: re.Match) -> str:
         name = match.group(1)
-        if name not in TABLES:
-            raise SystemExit(f"no table {name!r}; there are {', '.join(TABLES)}")
-        return f"<!-- {name} -->\n{TABLES[name]()}\n<!-- /{name} -->"
+        if name.startswith(REPRODUCTION):
+            made = reproduction(name.removeprefix(REPRODUCTION))
+        elif name in TABLES:
+            made = TABLES[name]()
+        else:
+            raise SystemExit(f"no table {name!r}; there are {', '.join(TABLES)} and {REPRODUCTION}SLUG")
+        return f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (\S+) -->\n.*?<!-- /\1 -->", replace, text, flags=re.DOTALL)
 

@@ -80,6 +80,8 @@ def _show_plan(found: "Reproduction", seeds: int, as_json: bool) -> None:
 def _show_result(result: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from vistok.evaluation.reproduction import cell
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name in result["arms"]:
@@ -92,12 +94,3 @@ def _show_result(result: dict[str, Any]) -> None:
         mark = "holds" if condition["holds"] else "does not hold"
         output().print(f"{condition['text']}: {values} ({condition['limits']}): {mark}", markup=False, soft_wrap=True)
     output().print(f"[bold]{result['reproduction']}: {result['verdict']}[/bold]")
-
-
-def cell(arm: dict[str, Any], metric: str, baseline: bool) -> str:
-    """Mean, lowest and highest over seeds, and the mean ratio to the baseline."""
-    found, over = arm["numbers"].get(metric), arm["ratios"].get(metric)
-    if found is None:
-        return ""
-    told = f"{found['mean']:.4g}" + (f" ({found['low']:.4g} to {found['high']:.4g})" if len(arm["seeds"]) > 1 else "")
-    return told if baseline or over is None else f"{told}, {over['mean']:.3g}x"

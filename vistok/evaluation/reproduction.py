@@ -204,6 +204,16 @@ def read_result(text: str, where: str) -> dict[str, Any]:
     return found
 
 
+def cell(arm: Mapping[str, Any], metric: str, baseline: bool) -> str:
+    """One arm's metric in a table: mean, lowest and highest over seeds and, but for the baseline, the ratio to it."""
+    found, over = arm["numbers"].get(metric), arm["ratios"].get(metric)
+    if found is None:
+        return ""
+    values = [math.nan if found[key] is None else found[key] for key in ("mean", "low", "high")]
+    told = f"{values[0]:.4g}" + (f" ({values[1]:.4g} to {values[2]:.4g})" if len(arm["seeds"]) > 1 else "")
+    return told if baseline or over is None or over["mean"] is None else f"{told}, {over['mean']:.3g}x"
+
+
 def _over(number: float, baseline: float) -> float:
     return number / baseline if baseline else math.inf
 
