@@ -79,6 +79,8 @@ def test_an_authors_checkpoint_file_converts(model, tmp_path):
     back.sampling = model.sampling
     assert torch.equal(back.generate([1, 2], seed=1).codes, model.generate([1, 2], seed=1).codes)
     assert checkpoints.convert(checkpoints.read(path), "fqgan").model is type(model)
+    checkpoints.export_file(tmp_path / "model", tmp_path / "back.pt")
+    assert checkpoints.read(tmp_path / "back.pt").keys() == checkpoints.read(path).keys()
 
 
 def test_one_position_a_step_and_memory_taken_once(model):
