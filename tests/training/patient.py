@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.layout import Segment, Sizes, TokenSpec
-from vistok.quantize import VectorQuantizer
+from vistok.quantize import EntropyTerm, VectorQuantizer
 from vistok.registry import System, register
 from vistok.tokenizer import Tokenizer
 
@@ -17,6 +17,8 @@ class PatientConfig:
     width: int = 4
     codebook_size: int = 32
     restart_below: float = 0.0
+    learning: str = "gradient"
+    entropy: float = 0.0
     normalised: bool = True  # latents of deviation 1, as the codebook's rows have it at first
     spread: float = 1.0  # of the codebook's rows at first
     signed: bool = False  # the loss compares in [-1, 1], and nobody brings the output back
@@ -35,7 +37,13 @@ class Patient(Tokenizer):
         width = config.width
         scale = nn.BatchNorm2d(width, affine=False) if config.normalised else nn.Identity()
         self.encoder = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.GELU(), nn.Conv2d(32, width, 1), scale)
-        self.quantizer = VectorQuantizer(width, config.codebook_size, restart_below=config.restart_below)
+        self.quantizer = VectorQuantizer(
+            width,
+            config.codebook_size,
+            learning=config.learning,  # type: ignore[arg-type]
+            restart_below=config.restart_below,
+            entropy=EntropyTerm(weight=config.entropy, temperature=1.0) if config.entropy else None,
+        )
         self.decoder = nn.Sequential(nn.Conv2d(width, 64, 1), nn.GELU(), nn.ConvTranspose2d(64, 3, 4, 4))
         self.spec = TokenSpec(
             size=(16, 16),
