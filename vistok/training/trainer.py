@@ -41,6 +41,7 @@ from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.optimizer import build_optimizer, learning_rate
 from vistok.training.prepare import Objective, StopSignals, accelerator, build_model, freeze, parts, place
 from vistok.training.recipe import Recipe
+from vistok.training.reference import Comparison
 from vistok.training.run import RunFolder
 from vistok.training.validation import SHOWN, generated_grid, generator_loss, measure, read_crops, sample_grid, split
 
@@ -95,7 +96,7 @@ class Trainer:
         if self.settings.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        facts = {
+        self.facts = facts = {
             "path": str(data),
             "items": len(source),
             "fingerprint": source.fingerprint,
@@ -130,6 +131,7 @@ class Trainer:
         begun = self.resumed.step if self.resumed else None
         self.log = CsvLog(self.folder.path / "log.csv", begun) if self.main else None
         self.validation_log = CsvLog(self.folder.path / "validation.csv", begun) if self.main else None
+        self.reference = Comparison.of_run(self.recipe, self.facts, self.log.path) if self.log is not None else None
         wanted = self.settings.tensorboard and self.main
         self.curves = Curves(self.folder.path / "tensorboard", wanted, self.step)
         self.display = Display(self.console, self.total, self.step)
@@ -148,6 +150,9 @@ class Trainer:
                 self._save()
             elif self.main and self.resumed and self.resumed.step == self.total:
                 self.folder.save_model(self._evaluated())  # a kill may have come between the checkpoint and its model
+            verdict = self.reference.verdict() if self.reference is not None else None
+            if verdict is not None:
+                self.display.note(verdict)
         finally:
             self.doctor.end()
             self.display.close()
@@ -400,6 +405,9 @@ class Trainer:
             self.log.add(row)
             self.curves.scalars("train", row)
             self.display.row(row, self.terms)
+            told = self.reference.add(self.step, row["loss"]) if self.reference is not None else None
+            if told is not None:
+                self.display.note(told)
         self.doctor.row(row, self.terms)
         self.window, self.window_steps = None, 0
         self._start_clock()
