@@ -37,6 +37,7 @@ class CNNConfig:
     attention     levels (0 is full resolution) whose blocks are each followed by attention
     double_latent the encoder gives 2 D channels: mean and log variance of a Gaussian
     decoder_blocks  residual blocks per level of the decoder, where they are not what the style says
+    middle_blocks   residual blocks in the middle of style "maskgit", as many as `blocks` unless given (MAGE has 2)
     activated     SiLU between the last norm and `conv_out` (without: Unleashing Transformers, arXiv:2111.12701)
     """
 
@@ -50,6 +51,7 @@ class CNNConfig:
     dropout: float = 0.0
     channels: int = 3
     decoder_blocks: int | None = None
+    middle_blocks: int | None = None
     activated: bool = True
 
     def __post_init__(self) -> None:
@@ -301,4 +303,4 @@ def _middle(config: CNNConfig) -> nn.Sequential:
         return nn.Sequential(
             ResidualBlock(width, width, config), PixelAttention(width), ResidualBlock(width, width, config)
         )
-    return nn.Sequential(*(ResidualBlock(width, width, config) for _ in range(config.blocks)))
+    return nn.Sequential(*(ResidualBlock(width, width, config) for _ in range(config.middle_blocks or config.blocks)))

@@ -2,6 +2,7 @@
 
 taming    down.{i}.block.{j}, down.{i}.attn.{j}, mid.block_1, mid.attn_1; up.{i} counts from full resolution
 maskgit   the same without attention, mid.{j}, upsample_conv
+mage      maskgit's network in taming's names: mid.block_{j}, upsample.conv
 llamagen  conv_blocks.{i}.res.{j}, conv_blocks.{i}.attn.{j}, mid.{j}, in the order of execution
 ours      levels.{i}.blocks.{j}, levels.{i}.attentions.{j}, levels.{i}.resample, middle.{j}, in the order of execution
 """
@@ -16,7 +17,7 @@ Family = Literal["taming", "maskgit", "llamagen"]
 
 
 def cnn_rules(
-    family: Family, side: Literal["encoder", "decoder"], theirs: str, ours: str, levels: int = 5
+    family: Family | Literal["mage"], side: Literal["encoder", "decoder"], theirs: str, ours: str, levels: int = 5
 ) -> list[Rule]:
     """Rules for one CNN of `levels` levels, under the prefix `theirs` in the authors' file and `ours` in the model."""
     up = "upsample_conv" if family == "maskgit" else "upsample.conv"
@@ -33,10 +34,12 @@ def cnn_rules(
             rules += _level_rules(f"{theirs}up.{levels - 1 - level}.", f"{ours}levels.{level}.", "block", resample)
     if family == "maskgit":
         rules += _block_rules(f"{theirs}mid.#.", f"{ours}middle.#.")
-    if family == "taming":
+    if family in ("taming", "mage"):
+        last = 2 if family == "taming" else 1
         rules += _block_rules(f"{theirs}mid.block_1.", f"{ours}middle.0.")
+        rules += _block_rules(f"{theirs}mid.block_2.", f"{ours}middle.{last}.")
+    if family == "taming":
         rules += _attention_rules(f"{theirs}mid.attn_1.", f"{ours}middle.1.")
-        rules += _block_rules(f"{theirs}mid.block_2.", f"{ours}middle.2.")
     return [*rules, *(Rename(f"{theirs}{name}.*", f"{ours}{name}.*") for name in ("conv_in", "norm_out", "conv_out"))]
 
 
