@@ -33,7 +33,8 @@ DARK = 2 / 255  # highest pixel of pictures in [0, 1] that were stored as 8-bit 
 WIDER = 1.3  # slope of output over pixels: least squares never exceed 1, a model that works in [-1, 1] has 2
 FITS = 0.7  # correlation from which that slope means something
 WORSE_DB, WORSE_LOSS = 0.3, 0.02  # a held-out PSNR or loss that is worse by this is worse on every picture set
-ACCURATE, HOPELESS = 0.95, 0.9  # of a discriminator's verdicts that are right
+ACCURATE = 0.98  # of a discriminator's verdicts are right: what it sees of the decoder no longer matters to it
+SURE = 1.0  # mean logits beyond this on both sides: the hinge's margin, behind which it learns nothing more
 
 # terms that shape codes or please a discriminator; all others measure the picture (or the tokens, of a generator)
 REGULARISERS = ("commit", "codebook", "entropy", "kl", "prior", "disentangle", "orthogonal", "sparsity", "lecam")
@@ -163,22 +164,24 @@ def codebooks(chart: Chart) -> Iterator[Finding]:
 
 
 def discriminator(chart: Chart) -> Iterator[Finding]:
-    """A discriminator that is always right, from which the decoder learns nothing more."""
-    real, fake = chart.series("logits_real"), chart.series("logits_fake")
-    accuracy = chart.series("discriminator_accuracy")
-    if len(accuracy) < SETTLED or accuracy[-SETTLED:].min() < ACCURATE:
-        return
-    told = f"the discriminator is right in {accuracy[-SETTLED:].mean():.1%} of its verdicts {chart.span(SETTLED)}"
-    if len(real) and len(fake):
-        told += f" (logits {real[-1]:+.2f} on pictures, {fake[-1]:+.2f} on reconstructions)"
-    yield Finding(
-        "discriminator-won",
-        "discriminator",
-        told,
-        "slow it down or start it later",
-        None,
-        {"accuracy": accuracy[-SETTLED:].tolist()},
-    )
+    """A discriminator that is always right and sure of it, from which the decoder learns nothing more."""
+    for column in [key for key in chart.rows[-1] if key.endswith("real_accuracy")]:
+        start = column.removesuffix("real_accuracy")
+        named = (f"{start}{key}" for key in ("real_accuracy", "fake_accuracy", "real_logits", "fake_logits"))
+        right, caught, real, fake = (chart.series(key)[-SETTLED:] for key in named)
+        if min(map(len, (right, caught, real, fake))) < SETTLED or min(right.min(), caught.min()) < ACCURATE:
+            continue
+        if real.min() < SURE or fake.max() > -SURE:
+            continue
+        yield Finding(
+            "discriminator-won",
+            start.strip("/._") or "discriminator",
+            f"it is right about {right.mean():.1%} of the pictures and {caught.mean():.1%} of the reconstructions "
+            f"{chart.span(SETTLED)}, with logits of {real[-1]:+.2f} and {fake[-1]:+.2f}",
+            "slow it down, or start it later",
+            None,
+            {"real": right.tolist(), "fake": caught.tolist()},
+        )
 
 
 def gradients(chart: Chart) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.recipe import Recipe
 from vistok.training.vitals import Vitals
 
+JUDGED = ("real_accuracy", "fake_accuracy", "real_logits", "fake_logits")  # columns about a discriminator
 logger = logging.getLogger(__name__)
 
 
@@ -90,7 +91,7 @@ class Doctor:
         if self._log is None:
             return
         kept = {key: row[key] for key in ("step", "loss", "lr", "grad_norm") if key in row}
-        extra = {key: value for key, value in row.items() if key.startswith(("logits_", "discriminator_"))}
+        extra = {key: value for key, value in row.items() if key.endswith(JUDGED)}
         whole = kept | extra | {f"term/{name}": row[name] for name in terms} | measured
         self._log.add(whole)
         self._curves.scalars("vitals", {"step": row["step"]} | measured)

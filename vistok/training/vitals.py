@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from vistok.processes import sum_over_processes
 from vistok.quantize.base import Quantizer
-from vistok.quantize.processes import sum_over_processes
+from vistok.training.sharding import together
 
 SAMPLED = 1 << 16  # values of a batch that are compared with the pixels: a correlation to within 1 %
 SURVEY = 16  # codes counted per code of the codebook before a survey ends: at equal use all but 1e-7 have occurred
@@ -70,7 +71,7 @@ class Vitals:
                 trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
                 if trained:
                     grads = [parameter.grad for parameter in trained if parameter.grad is not None]
-                    found[f"grad/{name}"] = get_total_norm(grads) if grads else torch.zeros(())
+                    found[f"grad/{name}"] = together(get_total_norm(grads)) if grads else torch.zeros(())
         self._found = found
 
     def row(self) -> dict[str, float]:

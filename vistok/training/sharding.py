@@ -1,0 +1,137 @@
+"""Models too large for one card: weights, gradients, moments and averages in shards, one for each process (FSDP2).
+
+    model -> shard: blocks, then the rest, as units whose weights are together only while they compute
+          -> train as ever: gradients arrive averaged, and each process steps its own shards
+          -> Shards.whole: every tensor whole again, on the main process's CPU, for checkpoints and the model folder
+
+PyTorch's `fully_shard` does the work; Accelerate gives processes and devices. It is the same code on GPUs (NCCL) and on
+CPUs (gloo), which Accelerate's own FSDP refuses.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vistok.errors import ConfigError
+
+SMALLEST = 1 << 20  # parameters of a block that is worth a unit of its own: 4 MB in one exchange
+
+
+class Shards:
+    """A training objective whose `model` is kept in shards.
+
+    `plain` is the whole model, on the main process alone and on its CPU: what is validated and saved, filled by
+    `whole`. The average of the weights is sharded as they are. Every method is for all processes alike.
+    Raises ConfigError where sharding is not possible.
+    """
+
+    def __init__(self, objective: nn.Module, accelerator: Any, ema: float | None, smallest: int = SMALLEST) -> None:
+        if accelerator.num_processes == 1:
+            raise ConfigError("train.fsdp shares a model among processes: start it with torchrun or accelerate launch")
+        if accelerator.mixed_precision == "fp16":
+            raise ConfigError("train.fsdp goes with train.precision bf16 or fp32, not fp16")
+        self.objective, self.model = objective, objective.model
+        self.main, self.decay = accelerator.is_main_process, ema
+        self.plain: Any = copy.deepcopy(self.model).cpu().eval() if self.main else None
+        _shard(objective, accelerator.device, smallest)
+        self.averaged = {name: p.detach().clone() for name, p in self._floating()} if ema is not None else {}
+
+    def _floating(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.is_floating_point()]
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the averages after step `step`, as `Ema.update` does."""
+        assert self.decay is not None
+        decay = min(self.decay, (1 + step) / (10 + step))
+        theirs = [_local(p) for _, p in self._floating()]
+        torch._foreach_lerp_([_local(value) for value in self.averaged.values()], theirs, 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's whole state dict on the main process, an empty one elsewhere."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return dict(get_model_state_dict(self.model, options=options))
+
+    def averaged_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`state` with the averages in place of the weights, on the main process; an empty one elsewhere."""
+        found = dict(state)
+        for name, value in self.averaged.items():
+            whole = value.full_tensor()  # type: ignore[attr-defined]
+            if self.main:
+                found[name] = whole.cpu()
+        return found
+
+    def whole(self) -> Any:
+        """The model to validate and to save, whole and averaged, on the main process; None elsewhere."""
+        state = self.averaged_state(self.state())
+        if self.main:
+            self.plain.load_state_dict(state)
+        return self.plain
+
+    def load_average(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint's averages, whole on every process."""
+        from torch.distributed.tensor import distribute_tensor
+
+        for name, value in self.averaged.items():
+            placed: Any = value
+            given = state[name].to(placed.device, placed.dtype)
+            _local(value).copy_(_local(distribute_tensor(given, placed.device_mesh, placed.placements)))
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's whole state by parameter name on the main process, an empty one elsewhere."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return dict(get_optimizer_state_dict(self.objective, optimizer, options=options))
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Continue from what `optimizer_state` gave, whole on every process."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        # not strict: what has had no gradient yet has no moments either
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_optimizer_state_dict(self.objective, optimizer, state, options=options)
+
+
+def together(norm: Tensor) -> Tensor:
+    """A norm over shards as the plain scalar that it is."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def units(module: nn.Module, smallest: int = SMALLEST) -> list[nn.Module]:
+    """The blocks that become units: outermost members of a ModuleList or Sequential that compute by `forward`.
+
+    Modules whose weights are read without calling them (codebooks, embeddings of a list) stay with the rest.
+    """
+    found: list[nn.Module] = []
+
+    def visit(parent: nn.Module) -> None:
+        listed = isinstance(parent, (nn.ModuleList, nn.Sequential))
+        for child in parent.children():
+            computes = type(child).forward is not nn.Module.forward and not isinstance(child, nn.Sequential)
+            blocky = listed and computes and any(True for _ in child.children())
+            if blocky and sum(p.numel() for p in child.parameters()) >= smallest:
+                found.append(child)
+            else:
+                visit(child)
+
+    visit(module)
+    return found
+
+
+def _shard(objective: nn.Module, device: torch.device, smallest: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in units(objective, smallest):
+        fully_shard(block, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
