@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.errors import ConfigError, MissingExtraError, UnknownNameError, VistokError, nearest
+from vistok.errors import ConfigError, MismatchError, MissingExtraError, UnknownNameError, VistokError, nearest
+from vistok.keys import KeyTable, State
+from vistok.losses.frozen import Frozen
+from vistok.nn.vit import ViT, ViTConfig, recognise_vit, vit_rules
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -71,6 +74,40 @@ class VisionTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model(pixel_values=teacher_input(pixels, self.standard)).last_hidden_state[:, 0]
+
+
+class ViTTeacher(Frozen):
+    """The class token (B, W) of a DINO or DINOv2 ViT of one's own file, of pixels (B, 3, S, S) in [0, 1]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.vit = ViT(config)
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vit((pixels - self.mean) / self.deviation)[:, 0]
+
+    @classmethod
+    def from_state(cls, state: State, prefix: str = "", *, heads: int | None = None) -> "ViTTeacher":
+        """From a state dict in timm's names after `prefix`, such as the `semantic_model.` of RobustTok's checkpoints.
+
+        Heads are 64 numbers wide unless given. Raises MismatchError where there is no such ViT.
+        """
+        config = recognise_vit(state, prefix, heads=heads)
+        if config is None:
+            raise MismatchError(f"no ViT in these weights under {prefix or 'their own names'!r}, in timm's names")
+        teacher = cls(config)
+        theirs = {key: value for key, value in state.items() if key.startswith(prefix)}
+        ours = KeyTable(*vit_rules(prefix, "vit.")).to_ours(theirs)
+        teacher.load_weights(ours | {"mean": teacher.mean, "deviation": teacher.deviation})
+        return teacher
 
 
 class GradientHistogram(nn.Module):

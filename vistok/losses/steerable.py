@@ -3,7 +3,7 @@
     pixels (B, 3, H, W) -> luminance and two colour differences -> at each scale: first and second derivatives of a
         Gaussian in several directions (steerable filters, Freeman and Adelson 1991) -> responses (B, F, h, w)
     structure: squared difference of responses over the local energy of both (as NLPD, Laparra et al. 2016)
-    texture:   squared difference of local amplitudes over the same: what is blurred has lost amplitude, wherever it is
+    texture:   the same of amplitudes in small cells, whatever is where in them: what is blurred has lost amplitude
 
 What it is worth was measured, see docs/training.md: it keeps edges and textures that a squared error alone blurs. It
 knows nothing of objects, and LPIPS is better where its weights can be had.
@@ -21,6 +21,7 @@ from vistok.losses.perceptual import Perceptual
 # luminance, blue against yellow, red against green
 OPPONENTS = ((0.299, 0.587, 0.114), (-0.25, -0.25, 0.5), (0.5, -0.5, 0.0))
 CHROMA = 0.5  # what a colour difference counts
+CELL = 4  # side of the cells whose amplitudes are compared
 
 
 class Steerable(Perceptual):
@@ -67,12 +68,15 @@ class Steerable(Perceptual):
     def _compare(self, a: Tensor, b: Tensor) -> Tensor:
         shares = a.new_tensor([1.0, CHROMA, CHROMA])
         least = self.floor**2
-        energy_a, energy_b = _local(a.square()), _local(b.square())
-        total = energy_a + energy_b + least
-        structure = (a - b).square() / total
-        amplitude = (energy_a + least).sqrt() - (energy_b + least).sqrt()
-        each = structure + self.texture * amplitude.square() / total
-        return (each.mean((2, 3, 4)) * shares).sum(1) / shares.sum()
+        squares_a, squares_b = a.square(), b.square()
+        energy = _local((squares_a + squares_b).sum(2))  # (B, 3, h, w)
+        each = ((a - b).square().sum(2) / (energy + least)).mean((2, 3))
+        if self.texture:
+            pooled = (F.avg_pool2d(squares.flatten(1, 2), CELL) for squares in (squares_a, squares_b))
+            energy_a, energy_b = (energy.unflatten(1, a.shape[1:3]) for energy in pooled)
+            amplitude = (energy_a + least).sqrt() - (energy_b + least).sqrt()
+            each = each + self.texture * (amplitude.square() / (energy_a + energy_b + least)).mean((2, 3, 4))
+        return (each * shares).sum(1) / shares.sum()
 
 
 def filters() -> Tensor:
@@ -91,6 +95,5 @@ def filters() -> Tensor:
 
 
 def _local(energy: Tensor) -> Tensor:
-    """The mean over 5 x 5 neighbours, borders repeated, of (B, O, F, h, w)."""
-    flat = F.pad(energy.flatten(0, 2)[:, None], (2, 2, 2, 2), mode="replicate")
-    return F.avg_pool2d(flat, 5, stride=1)[:, 0].unflatten(0, energy.shape[:3])
+    """The mean over 5 x 5 neighbours, borders repeated, of (B, O, h, w)."""
+    return F.avg_pool2d(F.pad(energy, (2, 2, 2, 2), mode="replicate"), 5, stride=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError
@@ -77,11 +78,18 @@ class ViT(nn.Module):
         """Patch tokens (B, N, W) with the class token before them and positions added: (B, 1 + N, W)."""
         return torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1) + self.positions
 
-    def run(self, tokens: Tensor) -> Tensor:
-        """Blocks and the final norm, (B, M, W) to (B, M, W)."""
-        for block in self.blocks:
+    def run(self, tokens: Tensor, *, first: int | None = None, last: int | None = None) -> Tensor:
+        """Blocks and the final norm, (B, M, W) to (B, M, W); with `first` or `last`, only so many tokens of that end.
+
+        What nobody reads is left out of the last block, but in training with skipped branches.
+        """
+        kept = slice(0, first) if first is not None else slice(-last, None) if last is not None else None
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
-        return self.norm(tokens)
+        if kept is None or (self.blocks[-1].skip and self.training):
+            tokens = self.blocks[-1](tokens)
+            return self.norm(tokens if kept is None else tokens[:, kept])
+        return self.norm(self.blocks[-1](tokens, only=kept))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) to all tokens after the final norm, (B, 1 + N, W), the class token first."""
@@ -130,6 +138,32 @@ def vit_rules(theirs: str, ours: str, *, qkv_bias: Transform = same) -> list[Rul
 def vit_keys(theirs: str = "", ours: str = "") -> KeyTable:
     """A whole state dict of timm's or DINO's."""
     return KeyTable(*vit_rules(theirs, ours))
+
+
+def fitted(state: State, config: ViTConfig) -> dict[str, Tensor]:
+    """A state dict in our names with its patch kernel and its positions resampled to those of `config`.
+
+    The kernel so that it sees a scaled patch as it saw the patch (arXiv:2212.08013, FlexiViT), positions bicubically.
+    """
+    fitting = dict(state)
+    kernel, positions = state["patch.weight"], state["positions"]
+    if kernel.shape[-1] != config.patch:
+        fitting["patch.weight"] = _resampled_kernel(kernel, config.patch)
+    if positions.shape[1] != 1 + config.grid**2:
+        old = round((positions.shape[1] - 1) ** 0.5)
+        grid = positions[:, 1:].transpose(1, 2).unflatten(2, (old, old))
+        grid = F.interpolate(grid, size=(config.grid, config.grid), mode="bicubic", antialias=True)
+        fitting["positions"] = torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+    return fitting
+
+
+def _resampled_kernel(kernel: Tensor, patch: int) -> Tensor:
+    """(W, C, p, p) to (W, C, patch, patch): the pseudo-inverse of resizing a patch, applied to the kernel."""
+    old = kernel.shape[-1]
+    units = torch.eye(old * old).view(old * old, 1, old, old)
+    resize = F.interpolate(units, size=(patch, patch), mode="bicubic", antialias=True).flatten(1)  # (p^2, patch^2)
+    found = kernel.flatten(2).double() @ torch.linalg.pinv(resize.double()).T
+    return found.unflatten(2, (patch, patch)).to(kernel.dtype)
 
 
 def recognise_vit(state: State, prefix: str = "", *, heads: int | None = None) -> ViTConfig | None:
