@@ -1,10 +1,11 @@
 """A 12-megapixel photograph through `compress` and `decompress`, beside WebP and AVIF at about the same bytes.
 
     python benchmarks/compress.py [-m MODEL] [--picture PATH] [--threads 1]   writes benchmarks/results/compress.json
+    python benchmarks/compress.py -m vistok-progressive --rates 0.1 0.4 --size 768 512 --threads 2 --out PATH
 
 Each contestant runs in a process of its own: seconds from pixels to the file's bytes and back, and the peak of resident
 memory over what the imported libraries take: the model and the picture's own pixels count. The picture is, unless
-one is named, scikit-image's `coffee` scaled to 4000x3000 with a little noise, so that it has detail at every scale.
+one is named, scikit-image's `coffee` scaled to `--size` with a little noise, so that it has detail at every scale.
 The others' quality is searched beforehand, for the bytes nearest to ours; that search is not timed.
 """
 
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument("-m", "--model", help="name or folder; the shipped one if left out")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", type=int, nargs=2, default=SIZE, help="width and height")
+    parser.add_argument("--rates", type=float, nargs="*", help="bits per pixel of our files; else two lengths of codes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--scale", help=argparse.SUPPRESS)
@@ -44,26 +47,30 @@ def main() -> None:
         print(json.dumps(one(options)))
         return
     if options.scale:
-        picture(options.picture).save(options.scale, compress_level=1)
+        picture(options.picture, tuple(options.size)).save(options.scale, compress_level=1)
         return
     if options.search:
         print(quality_for(options.picture, options.search, options.setting))
         return
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "picture.png"
-        run(["--scale", str(source), *(["--picture", str(options.picture)] if options.picture else [])])
+        size = ["--size", *map(str, options.size)]
+        run(["--scale", str(source), *size, *(["--picture", str(options.picture)] if options.picture else [])])
         load = os.getloadavg()[0]
         rows = []
-        for length in (0, 2):  # all tokens, then the first two segments
-            ours = child(options, source, "vistok", length)
+        settings = [round(1000 * rate) for rate in options.rates or ()] or [0, 2]  # all tokens, the first two segments
+        for setting in settings:
+            ours = child(options, source, "vistok", setting)
             rows.append(ours)
             for kind in ("WEBP", "AVIF"):
                 search = ["--search", kind, "--setting", str(ours["bytes"]), "--picture", str(source)]
                 rows.append(child(options, source, kind, int(run(search))))
         table = {
-            "command": f"python benchmarks/compress.py --threads {options.threads}",
+            "command": f"python benchmarks/compress.py --threads {options.threads}"
+            + (f" --rates {' '.join(map(str, options.rates))}" if options.rates else "")
+            + (f" --size {options.size[0]} {options.size[1]}" if tuple(options.size) != SIZE else ""),
             "picture": options.picture.name if options.picture else "scikit-image's coffee, scaled, with noise",
-            "size": [SIZE[1], SIZE[0]],
+            "size": [options.size[1], options.size[0]],
             "threads": options.threads,
             "load_before": load,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -79,18 +86,18 @@ def main() -> None:
         )
 
 
-def picture(path: Path | None) -> Image.Image:
-    """The 4000x3000 photograph."""
+def picture(path: Path | None, size: tuple[int, int]) -> Image.Image:
+    """The photograph at a size."""
     if path is None:
         from skimage import data
 
         small = Image.fromarray(data.coffee())
     else:
         small = Image.open(path).convert("RGB")
-    scale = max(SIZE[0] / small.width, SIZE[1] / small.height)
+    scale = max(size[0] / small.width, size[1] / small.height)
     wide = small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)
-    noise = np.random.RandomState(0).standard_normal((SIZE[1], SIZE[0], 3)).astype(np.float32) * 2
-    return Image.fromarray((np.asarray(wide.crop((0, 0, *SIZE))) + noise).round().clip(0, 255).astype(np.uint8))
+    noise = np.random.RandomState(0).standard_normal((size[1], size[0], 3)).astype(np.float32) * 2
+    return Image.fromarray((np.asarray(wide.crop((0, 0, *size))) + noise).round().clip(0, 255).astype(np.uint8))
 
 
 def quality_for(source: Path, kind: str, size: int) -> int:
@@ -110,6 +117,7 @@ def quality_for(source: Path, kind: str, size: int) -> int:
 def child(options: argparse.Namespace, source: Path, name: str, setting: int) -> dict[str, Any]:
     """One contestant in its own process."""
     words = ["--one", name, "--setting", str(setting), "--picture", str(source), "--threads", str(options.threads)]
+    words += ["--rates"] if options.rates else []
     return json.loads(run(words + (["-m", options.model] if options.model else []), options.threads))
 
 
@@ -130,7 +138,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         import torch
 
         import vistok
-        from vistok.compressed import decompress, pack, unpack
+        from vistok.compressed import compress, decompress, pack, unpack
 
         torch.set_num_threads(options.threads)
         before = peak_bytes()
@@ -138,6 +146,8 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         stages: dict[str, float] = {}
 
         def write() -> bytes:
+            if options.rates is not None:
+                return compress(tokenizer, image, bpp=options.setting / 1000)
             start = time.perf_counter()
             tokens = tokenizer.encode(image)
             if options.setting:
@@ -169,7 +179,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     back = read(data)
     end, used_end = time.perf_counter(), time.process_time()
     peak = peak_bytes()
-    if options.one == "vistok":
+    if options.one == "vistok" and options.rates is None:
         begun = time.perf_counter()
         unpack(tokenizer, data)
         stages["unpack_s"] = time.perf_counter() - begun
@@ -177,7 +187,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": name,
         "bytes": len(data),
-        "bpp": 8 * len(data) / (SIZE[0] * SIZE[1]),
+        "bpp": 8 * len(data) / (image.width * image.height),
         "psnr": float(10 * np.log10(255**2 / error)),
         "to_file_s": middle - start,
         "back_s": end - middle,
