@@ -187,9 +187,9 @@ class Generator(Model):
             self._check(batch["tokens"])
             data = batch["tokens"].data
         elif batch.get("pixels") is not None and self.tokenizer is not None:
-            tokenizer = self.tokenizer.to(self.device)
+            tokenizer, pixels = self.tokenizer.to(self.device), batch["pixels"]
             with tokenizer.inference(), torch.autocast(self.device.type, enabled=False):
-                encoded = tokenizer.tokenize(batch["pixels"], tokenizer.spec.of(self.spec.canvas), seeds=[0] * len(batch["pixels"]))
+                encoded = tokenizer.tokenize(pixels, tokenizer.spec.of(self.spec.canvas), seeds=[0] * len(pixels))
             data = encoded.codes if encoded.codes is not None else encoded.vectors
         else:
             raise InputError(
