@@ -82,9 +82,9 @@ def test_headers_stay_within_12_bytes_up_to_the_largest_pictures(tok):
 
 
 def _header_of(tok, size):
-    from vistok.compressed import _number
+    from vistok.header import number
 
-    return 2 + 3 + sum(len(_number(side - 1)) for side in size) + 1
+    return 2 + 3 + sum(len(number(side - 1)) for side in size) + 1
 
 
 def test_every_flipped_bit_cut_and_tail_is_noticed(tok):

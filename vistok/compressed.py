@@ -29,48 +29,19 @@ Version 2 is for tokenizers with an embedded stream (`EmbeddedStream`), of which
 
 import math
 import zlib
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vistok import bits
-from vistok.errors import FormatError, InputError, MismatchError
+from vistok.errors import FormatError, InputError
+from vistok.header import CHECKSUM, EMBEDDED, ESCAPE, MAGIC, SHORT_CHECKSUM, TAG, VERSION, Header, number, peek
 from vistok.layout import Canvas, Size, TokenSpec
 from vistok.pixels import OnSize, as_uint8, fit, plan, restore, to_pixels
 from vistok.prior import Coder, UniformCoder
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
-
-MAGIC = 0xF6
-VERSION = 1  # of files of codes
-EMBEDDED = 2  # of files of an embedded stream
-CHECKSUM = 4
-SHORT_CHECKSUM = 2
-TAG = 3
-_ESCAPE = 7
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a compressed file says about itself: the picture's (height, width), the model's tag."""
-
-    size: Size
-    model: str  # the first hexadecimal digits of the fingerprint of the weights
-    left_out: int  # of the model's prefixes, longest first; 0: all tokens are there
-    keep: bool
-    bytes: int  # length of the header
-    symbols: int | None = None  # in an embedded stream, None for a file of codes
-    whole: bool = True  # False for the beginning of a file
-
-    def check(self, tokenizer: Tokenizer) -> None:
-        """Raise MismatchError unless `tokenizer` is the model that wrote the file."""
-        if not tokenizer.fingerprint.startswith(self.model):
-            raise MismatchError(
-                f"this file was compressed by a model whose weights are {self.model}..., not by this "
-                f"{tokenizer.name!r} ({tokenizer.fingerprint[: 2 * TAG]}...); pass the model that wrote it"
-            )
 
 
 class EmbeddedStream(Protocol):
@@ -210,7 +181,7 @@ def _stream_reaching(tokenizer: Any, pixels: Tensor, canvas: Canvas, target: flo
 
 def _stream_file(tokenizer: Tokenizer, canvas: Canvas, data: bytes, symbols: int) -> bytes:
     head = bytes([MAGIC, EMBEDDED]) + bytes.fromhex(tokenizer.fingerprint[: 2 * TAG])
-    body = head + _number(canvas.size[0] - 1) + _number(canvas.size[1] - 1) + _number(symbols, 5) + data
+    body = head + number(canvas.size[0] - 1) + number(canvas.size[1] - 1) + number(symbols, 5) + data
     return body + (zlib.crc32(body) & 0xFFFF).to_bytes(SHORT_CHECKSUM, "little")
 
 
@@ -300,9 +271,9 @@ def pack(tokenizer: Tokenizer, tokens: Tokens) -> bytes:
         keep = tokens.keep[0].cpu().numpy()
         payload = bits.pack(keep, 1) + UniformCoder(keep).encode(codes, spec)
     left_out = len(spec.prefixes) - 1 - spec.prefixes.index(tokens.length)
-    head = bytes([MAGIC, VERSION | min(left_out, _ESCAPE) << 4 | (tokens.keep is not None) << 7])
-    head += bytes.fromhex(tokenizer.fingerprint[: 2 * TAG]) + _number(canvas.size[0] - 1) + _number(canvas.size[1] - 1)
-    head += _number(left_out) if left_out >= _ESCAPE else b""
+    head = bytes([MAGIC, VERSION | min(left_out, ESCAPE) << 4 | (tokens.keep is not None) << 7])
+    head += bytes.fromhex(tokenizer.fingerprint[: 2 * TAG]) + number(canvas.size[0] - 1) + number(canvas.size[1] - 1)
+    head += number(left_out) if left_out >= ESCAPE else b""
     body = head + bytes([len(payload) & 0xFF]) + payload
     return body + zlib.crc32(body).to_bytes(CHECKSUM, "little")
 
@@ -355,111 +326,4 @@ def _spec(tokenizer: Tokenizer, canvas: Canvas) -> TokenSpec:
     return tokenizer.spec.of(canvas)
 
 
-# -- headers ---------------------------------------------------------------------------------------------------------
-
-
-def peek(data: bytes, *, partial: bool = False) -> Header:
-    """Read the header and check the whole file, without a model. Raises FormatError that says what is wrong with it.
-
-    `partial`: the beginning of an embedded stream's file will do; its header says that it is not `whole`.
-    """
-    if not data:
-        raise FormatError("the compressed file is empty (0 bytes)")
-    if data[0] != MAGIC:
-        raise FormatError(f"this is not a compressed file of vistok's (its first byte is not {MAGIC:#x})")
-    if len(data) > 1 and data[1] & 0x0F == EMBEDDED:
-        return _peek_stream(data, partial)
-    if len(data) < _SMALLEST:
-        raise FormatError(f"the compressed file is cut short: {len(data)} bytes")
-    version = data[1] & 0x0F
-    if version > EMBEDDED:
-        raise FormatError(
-            f"the compressed file is of version {version}, this vistok reads up to {EMBEDDED}: upgrade it"
-        )
-    if partial:
-        raise FormatError("this file holds no embedded stream: only the whole of it decodes, so partial is of no use")
-    header, length = _parse(data)
-    if zlib.crc32(data[:-CHECKSUM]) == int.from_bytes(data[-CHECKSUM:], "little") and version:
-        return header
-    if (len(data) - CHECKSUM - header.bytes) & 0xFF == length:
-        raise FormatError("the compressed file is damaged: its checksum does not match")
-    whole = _whole_file_in(data, header.bytes + length)
-    if whole:
-        raise FormatError(f"the compressed file is followed by {len(data) - whole} other bytes; cut them off")
-    raise FormatError(f"the compressed file is cut short: it has {len(data)} bytes and its end is missing")
-
-
-def _parse(data: bytes) -> tuple[Header, int]:
-    """The header, and the length of the payload modulo 256."""
-    place = 2 + TAG
-    sides = []
-    for _ in range(2):
-        side, place = _read_number(data, place)
-        sides.append(side + 1)
-    left_out = data[1] >> 4 & _ESCAPE
-    if left_out == _ESCAPE:
-        left_out, place = _read_number(data, place)
-    if place >= len(data):
-        raise FormatError("the compressed file is damaged: its header does not end")
-    tag = data[2 : 2 + TAG].hex()
-    return Header((sides[0], sides[1]), tag, left_out, bool(data[1] >> 7), place + 1), data[place]
-
-
-def _peek_stream(data: bytes, partial: bool) -> Header:
-    """`peek` for version 2."""
-    if data[1] != EMBEDDED:
-        raise FormatError("the compressed file is damaged: its second byte is none that vistok writes")
-    place, numbers = 2 + TAG, []
-    try:
-        for bytes_ in (4, 4, 5):
-            number, place = _read_number(data, place, bytes_)
-            numbers.append(number)
-    except FormatError as error:
-        raise FormatError(f"the compressed file is cut short: {len(data)} bytes, not even its header") from error
-    height, width, symbols = numbers
-    end = len(data) - SHORT_CHECKSUM
-    whole = end >= place and zlib.crc32(data[:end]) & 0xFFFF == int.from_bytes(data[end:], "little")
-    if not whole and not partial:
-        raise FormatError(
-            "the compressed file is damaged or cut short: its checksum does not match. If it was cut on purpose, its "
-            "beginning still decodes: --partial, or partial=True"
-        )
-    size, tag = (height + 1, width + 1), data[2 : 2 + TAG].hex()
-    return Header(size, tag, 0, False, place, symbols, whole)
-
-
-def _whole_file_in(data: bytes, first: int) -> int:
-    """Length of the whole file that `data` begins with, or 0: its payload ends at `first` or some times 256 later."""
-    check, done = 0, 0
-    for end in range(first, len(data) - CHECKSUM, 256):
-        check, done = zlib.crc32(data[done:end], check), end
-        if check == int.from_bytes(data[end : end + CHECKSUM], "little"):
-            return end + CHECKSUM
-    return 0
-
-
-def _number(value: int, most: int = 4) -> bytes:
-    """A number of at most so many bytes, 7 bits a byte, low ones first, the top bit set on all but the last."""
-    if value >> 7 * most:
-        raise InputError(f"{value} is more than a compressed file's header can hold, 2^{7 * most}")
-    out = bytearray()
-    while value >> 7:
-        out.append(0x80 | value & 0x7F)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _read_number(data: bytes, place: int, most: int = 4) -> tuple[int, int]:
-    """The number at `place`, and the place after it."""
-    value = 0
-    for count in range(most):
-        if place + count >= len(data):
-            break
-        value |= (data[place + count] & 0x7F) << 7 * count
-        if data[place + count] < 0x80:
-            return value, place + count + 1
-    raise FormatError("the compressed file is damaged: a number in its header does not end")
-
-
 _SMALLEST_STREAM = 8  # bytes that hold a checksum and a symbol
-_SMALLEST = 2 + TAG + 2 + 1 + CHECKSUM

@@ -86,6 +86,24 @@ def test_quality_rises_with_every_plane(tok, picture):
     assert quality[-1] > quality[0] + 6
 
 
+def test_vectors_of_a_prefix_sum_to_its_latent(tok, picture):
+    tokens = tok.encode(picture)
+    vectors = tok.embed(tokens).unflatten(1, (6, 25))
+    step = tok.config.step(3)
+    index = (tok.latent(F.pad(picture.float() / 255, (0, 0, 0, 10), mode="replicate")) / step).trunc()
+    latent = tok.quantizer.value(index, step).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(vectors[:, :4].sum(1), latent, atol=1e-2, rtol=1e-4)
+    part = unpack(tok, compress(tok, picture)[:60], partial=True)
+    assert bool((tok.embed(part)[:, -25:][part.codes[:, -25:] < 0] == 0).all())
+
+
+def test_the_whole_model_in_one_call(tok):
+    pixels = photographs(2)
+    with torch.no_grad():
+        whole = tok(pixels.float() / 255).clamp(0, 1)
+    torch.testing.assert_close(tok.decode(tok.encode(pixels)), whole, atol=1e-4, rtol=0)
+
+
 def spec_of(tok):
     return tok.spec.at((80, 80))
 

@@ -33,12 +33,10 @@ from vistok.nn.windows import scaled, windows
 from vistok.pixels import as_uint8
 from vistok.registry import System
 from vistok.tokenizer import TokenData, Tokenizer
+from vistok.tokenizers._progressive_losses import draw_known, prior_loss
 from vistok.tokenizers._progressive_prior import CENTRE, PlanePrior
 from vistok.tokenizers._progressive_stream import PlaneStream
 from vistok.tokenizers.strata import Block
-
-LN2 = 0.6931471805599453
-CLASSES = (0.15, 0.03)  # probabilities of becoming nonzero that separate the passes of a plane
 
 
 @dataclass(frozen=True)
@@ -251,6 +249,27 @@ class VistokProgressive(Tokenizer):
             pixels[(..., *scaled(inner, BLOCK))] = as_uint8(part) if dtype == torch.uint8 else part.to(dtype)
         return pixels
 
+    def embed(self, tokens: Any) -> Tensor:
+        """What each plane adds to the latent, float (B, n, C) in 8-bit levels: the planes of a prefix sum to it."""
+        self._check_source(tokens)
+        count, codes = tokens.segments[0].count, tokens.codes.to(self.device)
+        total, found = torch.zeros(len(codes), count, codes.shape[2], device=self.device), []
+        planes = codes.split(count, 1)
+        for plane, part in enumerate(planes):
+            index = self.quantizer.decode(list(planes[: plane + 1])).float()  # type: ignore[operator]
+            value = self.quantizer.value(index, self.config.step(plane))  # type: ignore[operator]
+            value = torch.where(part < 0, total, value)  # not sent: nothing is added
+            found.append(value - total)
+            total = value
+        return torch.cat(found, 1).to(self.dtype)
+
+    def forward(self, pixels: Tensor, **conditions: Any) -> Tensor:
+        """Reconstruction from all planes, (B, 3, H, W), not clipped."""
+        plane = torch.full((len(pixels),), self.config.planes - 1, device=self.device)
+        index = self.quantizer.index(self.encoder(self.prepare(pixels)), plane)  # type: ignore[operator]
+        latent = self.quantizer.value(index, self.config.step(self.config.planes - 1))  # type: ignore[operator]
+        return self.decoder(latent, torch.ones_like(latent), plane)
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
@@ -316,80 +335,6 @@ class VistokProgressive(Tokenizer):
 
 BITS_A_COEFFICIENT = 6.0  # of a file, for each coefficient that is not zero: turns a rate into a step
 
-
-def draw_known(latent: Tensor, coarse: Tensor, step: Tensor, rng: torch.Generator) -> Tensor:
-    """Which coefficients a file that ends inside a plane holds to this plane's step, bool (B, C, h, w).
-
-    Files hold the likeliest first; here likeliness is how large the neighbourhood and the channel are. Two pictures of
-    five have the whole plane.
-    """
-    batch = len(latent)
-    size = latent.abs()
-    around = F.avg_pool2d(size.clamp_max(2 * step), 3, 1, 1, count_include_pad=False)
-    usual = size.mean((2, 3), keepdim=True)
-    noise = torch.randn(latent.shape, generator=rng, device=rng.device).to(latent)
-    score = ((around + usual) / (2 * step)).clamp_min(1e-4).log2() + 0.4 * noise
-    score = torch.where(coarse != 0, score.new_tensor(-1.7), score)
-    ends = torch.rand(batch, generator=rng, device=rng.device).to(latent) * 4 - 3
-    whole = torch.rand(batch, generator=rng, device=rng.device).to(latent) < 0.4
-    return score >= torch.where(whole, -torch.inf, ends)[:, None, None, None]
-
-
-def prior_loss(
-    prior: PlanePrior, quantizer: PlaneQuantizer, latent: Tensor, plane: Tensor, rng: torch.Generator
-) -> dict[str, Tensor]:
-    """Bits of one plane per coefficient that is nonzero in it, each picture caught at one moment of its coding.
-
-    The moment: one of the three passes, and whether half of the positions (a checkerboard) of the group have been
-    coded. Weights make the sum an unbiased estimate of the cost of the whole plane. `guess` is what the cost would be
-    without anything from the plane itself; it decides on the passes.
-    """
-    count = len(latent)
-    fine = quantizer.index(latent, plane)
-    coarse = (fine / 2).trunc()
-    nonzero, negative = (fine != 0).float(), (latent < 0).float()
-    open_ = coarse == 0
-    state = prior.trunk(coarse, plane)
-    first, signs, refines = prior.first_guess(state, plane).chunk(3, 1)
-    likely = first.detach().sigmoid()
-    passes = torch.where(open_, 1 + (likely < CLASSES[0]).long() + (likely < CLASSES[1]).long(), 3)
-    draws = torch.tensor(PASS_SHARES, device=rng.device)
-    now = (torch.multinomial(draws, count, replacement=True, generator=rng) + 1).to(latent.device)
-    halves = torch.randint(2, (count,), generator=rng, device=rng.device).to(latent.device) * (now < 3)
-    parity = torch.randint(2, (count,), generator=rng, device=rng.device).to(latent.device)
-    rows, columns = (torch.arange(side, device=latent.device) for side in latent.shape[2:])
-    board = ((rows[:, None] + columns) % 2 == parity[:, None, None])[:, None]  # (B, 1, h, w): the half coded first
-    now_, halves_ = now[:, None, None, None], halves[:, None, None, None]
-    signed = nonzero * (1 - 2 * negative)
-    done = (passes < now_) & open_
-    features = torch.cat([done.float(), nonzero * done, signed * done], 1)
-    state = state + prior.adds(features)
-    weight = (1 / draws.to(latent)[now - 1])[:, None, None, None] * (1 + halves_)
-    weight = torch.where((passes == now_) & open_ & ((halves_ == 0) | ~board), weight, 0)
-    cost = F.binary_cross_entropy_with_logits
-    total = latent.new_zeros(count)
-    for group, (start, stop) in enumerate(zip(prior.starts, prior.starts[1:], strict=False)):
-        own = (((passes == now_) & open_ & (now_ < 3))[:, start:stop]).float()
-        part = torch.cat([own, nonzero[:, start:stop] * own, signed[:, start:stop] * own], 1)
-        added = prior.adds(part, group)
-        changed, turned = prior.head(state + added * (board & (halves_ == 1)), group).chunk(2, 1)
-        target = nonzero[:, start:stop]
-        bits = cost(first[:, start:stop] + changed, target, reduction="none")
-        bits = bits + target * cost(signs[:, start:stop] + turned, negative[:, start:stop], reduction="none")
-        total = total + (bits * weight[:, start:stop]).sum((1, 2, 3))
-        state = state + added
-    refined = cost(refines, (fine.abs() - 2 * coarse.abs()), reduction="none") * ~open_
-    scale = 1 / (LN2 * nonzero.sum((1, 2, 3)).clamp_min(FEWEST))
-    guess = (cost(first, nonzero, reduction="none") * open_).sum((1, 2, 3))
-    return {
-        "bits": (total * scale).mean(),
-        "refine": (refined.sum((1, 2, 3)) * scale).mean(),
-        "guess": 0.2 * (guess * scale).mean(),
-    }
-
-
-PASS_SHARES = (0.4, 0.3, 0.3)  # how often training looks at each pass
-FEWEST = 24  # nonzero coefficients: pictures with fewer in a plane do not count more
 
 TINY = ProgressiveConfig(
     planes=6,
