@@ -184,7 +184,7 @@ def writes(codec: str) -> bool:
             return False
         import_module("pillow_jxl")  # registers the format
         return True
-    return codec == "jpeg" or features.check(CODECS[codec].format.lower())
+    return codec == "jpeg" or bool(features.check(CODECS[codec].format.lower()))
 
 
 def _shrink(image: Image.Image, scale: int) -> Image.Image:
