@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.toy import Toy, ToyConfig
-from vistok.errors import InputError, MismatchError
+from vistok.errors import ConfigError, InputError, MismatchError
 from vistok.generator import Generator, known_prefix
 from vistok.sampling.noise import uniforms
 from vistok.sampling.tokens import Sampling, draw
@@ -134,6 +134,14 @@ def test_a_training_batch_may_hold_codes_tokens_or_pixels(dice):
         dice.batch_labels({}, 2)
     assert not any(key.startswith("encoder") for key in dice.state_dict())
     assert copy.deepcopy(dice).tokenizer is tok
+
+
+def test_the_trainer_gives_it_its_tokenizer(dice):
+    tok = Toy(ToyConfig(only=((16, 16),)))
+    dice.learn_from({"tokenizer": tok})
+    assert dice.tokenizer is tok
+    with pytest.raises(ConfigError, match="tokenizer alone"):
+        dice.learn_from({"tokenizer": tok, "features": tok})
 
 
 def test_a_saved_generator_knows_its_tokenizer(dice, tmp_path):

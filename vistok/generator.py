@@ -7,7 +7,7 @@ A system sets `spec`, `sampling` (its published settings) and `classes`, and def
 seeds, known tokens, provenance and errors are dealt with here, once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from operator import index
@@ -119,6 +119,13 @@ class Generator(Model):
         self._attached.tokenizer = tokenizer.eval()
         self.config = replace(self.config, tokenizer=tokenizer.source)
         return self
+
+    def learn_from(self, teachers: Mapping[str, Any], *, fresh: bool = True) -> None:
+        """The trainer's word for `attach`: {"tokenizer": a tokenizer}. Raises ConfigError for other roles."""
+        strangers = sorted(set(teachers) - {"tokenizer"})
+        if strangers:
+            raise ConfigError(f"{self.name} learns from a tokenizer alone, not from {', '.join(strangers)}")
+        self.attach(teachers["tokenizer"])
 
     @property
     def tokenizer(self) -> Tokenizer | None:
