@@ -38,7 +38,7 @@ def photos(tmp_path_factory) -> Path:
     return folder(tmp_path_factory.mktemp("photos"), count=48, size=(20, 20))
 
 
-def make(model=None, data=None, optimizer=None, loss=None, **changes) -> Recipe:
+def make(model=None, data=None, optimizer=None, loss=None, adversary=None, **changes) -> Recipe:
     train_section = {
         "steps": 72,
         "batch_size": 8,
@@ -55,6 +55,7 @@ def make(model=None, data=None, optimizer=None, loss=None, **changes) -> Recipe:
         "loss": loss or {},
         "optimizer": {"lr": 3e-3, "warmup": 5, "schedule": "constant"} | (optimizer or {}),
         "train": train_section,
+        "adversary": adversary,
     }
     return check(plain, "test")
 
@@ -89,6 +90,7 @@ def fall_ill(recipe: Recipe, photos: Any, run: Path) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
+PATCHGAN = {"name": "patchgan", "width": 16, "layers": 1}
 HEALTHY = {
     "codebook": {},
     "averaged": {"ema": 0.9, "accumulate": 2, "optimizer": {"schedule": "cosine"}, "data": {"validation": 4}},
@@ -100,6 +102,7 @@ HEALTHY = {
         "steps": 40,
         "log_every": 2,
     },
+    "judged": {"adversary": {"discriminator": PATCHGAN, "start": 24, "optimizer": {"lr": 1e-4}}},
     "strata": {"model": {"name": "strata-tiny"}, "data": {"size": 32}},
 }
 
@@ -133,6 +136,19 @@ SICK = {  # the recipe's disease, what is found, and a key in it
         "optimizer.clip=1.0",
     ),
     "rate": ({"optimizer": {"lr": 3.0, "warmup": 30}}, {"learning-rate"}, "optimizer.lr=0.3"),
+    "unequal fight": (
+        {
+            "optimizer": {"lr": 1e-4},
+            "adversary": {
+                "discriminator": PATCHGAN,
+                "weight": 0.01,
+                "adaptive": False,
+                "optimizer": {"lr": 5e-3},
+            },
+        },
+        {"discriminator-won"},
+        "adversary.optimizer.lr=0.0005",
+    ),
     "no rate": ({"optimizer": {"lr": 1e-9}}, {"stalled"}, "optimizer.lr=0.0001"),
 }
 
@@ -249,8 +265,8 @@ def test_a_resumed_run_says_nothing_twice_and_keeps_its_rows(photos, tmp_path, m
     recipe, told = make(model={"idle": True}, checkpoint_every=30), Told()
     original = trainer.Trainer._after_step
 
-    def stop(self, optimizer, last):
-        original(self, optimizer, last)
+    def stop(self, last):
+        original(self, last)
         if self.step == 40:
             raise RuntimeError("stop")
 

@@ -104,10 +104,10 @@ def interrupted(recipe: Recipe, photos: Path, run: Path, kills: list[int], monke
     original = trainer.Trainer._after_step
     for kill in kills:
 
-        def die(self, optimizer, last, kill=kill):
+        def die(self, last, kill=kill):
             if self.step == kill:
                 raise Killed
-            original(self, optimizer, last)
+            original(self, last)
 
         monkeypatch.setattr(trainer.Trainer, "_after_step", die)
         with pytest.raises(Killed):

@@ -23,6 +23,7 @@ Three families are published, and one config holds them all:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -38,9 +39,10 @@ from vistok.nn.patching import unpatchify
 from vistok.nn.query_vit import GridDecoder, QueryEncoder, ViTSize, initialise
 from vistok.quantize import GaussianQuantizer, Quantized, VectorQuantizer
 from vistok.registry import System
-from vistok.tokenizer import TokenData, Tokenizer
+from vistok.tokenizer import TokenData
 from vistok.tokenizers import _titok_keys
-from vistok.tokenizers.vqgan import MASKGIT_F16
+from vistok.tokenizers._judged import JudgedTokenizer
+from vistok.tokenizers.vqgan import MASKGIT_F16, VQGAN
 
 SMALL, BASE, LARGE = _titok_keys.SIZES["small"], _titok_keys.SIZES["base"], _titok_keys.SIZES["large"]
 
@@ -166,7 +168,7 @@ class ProxyDecoder(nn.Module):
         return self.pixels(expected.transpose(1, 2).unflatten(2, self.grid))
 
 
-class TiTok(Tokenizer):
+class TiTok(JudgedTokenizer):
     """See the module's docstring. `encode(images, sample=True, seed=...)` draws from a KL model's Gaussian, whose mean
     is the default; `decode(tokens, text=...)` of a text-aware model takes captions, or CLIP's features (B, 77, 768).
     """
@@ -176,6 +178,7 @@ class TiTok(Tokenizer):
     config: TiTokConfig
     quantizer: VectorQuantizer | GaussianQuantizer
     decoder: PixelHead | ProxyDecoder
+    _teacher: "_Aside | None" = None
 
     def __init__(self, config: TiTokConfig, name: str | None = None) -> None:
         super().__init__(config, name)
@@ -268,6 +271,34 @@ class TiTok(Tokenizer):
 
     # -- training ------------------------------------------------------------------------------------------------
 
+    def learn_from(self, teachers: dict[str, Any], fresh: bool) -> None:
+        """Take `teachers["codes"]`, the VQGAN whose codes the first stage predicts and whose CNN ends the second.
+
+        The first stage then needs no `batch["proxy_codes"]`; a `fresh` second stage starts from the teacher's codebook
+        and decoder. The teacher does not become part of the model. Raises ConfigError for one that does not fit.
+        """
+        teacher = teachers.get("codes")
+        if set(teachers) != {"codes"} or not isinstance(teacher, VQGAN) or self.stage == "single":
+            raise ConfigError(f"{self.name} learns from one teacher, 'codes', a VQGAN; in the two stages alone")
+        side, cells = self.config.image_size, prod(self.decoder.grid)
+        known = teacher.config.codebook_size, teacher.spec.at((side, side)).length
+        if known != (self.config.proxy_codes, cells):
+            raise ConfigError(
+                f"{teacher.name} gives {known[1]} codes of {known[0]} a picture of {side} pixels, {self.name} predicts "
+                f"{cells} of {self.config.proxy_codes}"
+            )
+        self._teacher = _Aside(teacher)
+        if self.stage == "pixels" and fresh:
+            assert isinstance(self.decoder, ProxyDecoder)
+            assert self.decoder.pixels is not None
+            try:
+                self.decoder.pixels.load_state_dict(teacher.decoder.cnn.state_dict())
+            except RuntimeError as error:
+                raise ConfigError(f"{teacher.name}'s decoder is not {self.name}'s pixel_decoder: {error}") from error
+            table: Any = teacher.quantizer.table  # type: ignore[union-attr]
+            with torch.no_grad():
+                self.decoder.codebook.copy_(table())  # type: ignore[union-attr]
+
     def train(self, mode: bool = True) -> "TiTok":
         """In the second stage encoder and codebook are frozen, and stay in evaluation mode."""
         super().train(mode)
@@ -277,14 +308,16 @@ class TiTok(Tokenizer):
         return self
 
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Training terms (sections 3.3 and 4 of the paper), without the perceptual and adversarial ones.
+        """Training terms (sections 3.3 and 4 of the paper).
 
-        proxy stage    "proxy": cross-entropy with `batch["proxy_codes"]` (B, cells), the codes that MaskGIT-VQGAN gives
-                       `batch["pixels"]`; the quantizer's "commitment" and "codebook"
-        pixel stage    "reconstruction": mean squared error; the encoding side gets no gradient
-        single stage   "reconstruction", and the quantizer's terms or "kl"
+        proxy stage    "proxy": cross-entropy with the codes that the teacher gives `batch["pixels"]`, or with
+                       `batch["proxy_codes"]` (B, cells); the quantizer's "commitment" and "codebook"
+        pixel stage    "reconstruction": mean squared error; with judges "perceptual" and "adversarial"; the encoding
+                       side gets no gradient
+        single stage   the same, and the quantizer's terms or "kl"
 
-        `batch["text"]` for text-aware models, as `decode` takes it. Noise is drawn from `rng`.
+        `batch["text"]` for text-aware models, as `decode` takes it. Noise is drawn from `rng`. The reconstruction goes
+        into `batch["reconstruction"]`, for the discriminator's turn.
         """
         pixels = self.prepare(batch["pixels"])
         seed = None
@@ -295,17 +328,48 @@ class TiTok(Tokenizer):
         vectors, text = self.shorten(quantized.vectors, rng), batch.get("text")
         if self.stage == "proxy":
             assert isinstance(self.decoder, ProxyDecoder)
-            if batch.get("proxy_codes") is None:
-                raise InputError("the first stage learns batch['proxy_codes'], the codes of MaskGIT-VQGAN (B, cells)")
+            targets = self._proxy_codes(batch, pixels)
             logits = self.decoder.logits(vectors.to(self.dtype), self.text_features(text, len(pixels)))
-            targets = batch["proxy_codes"].flatten().to(self.device)
-            return {"proxy": F.cross_entropy(logits.flatten(0, 1).float(), targets), **quantized.losses}
-        terms = {"reconstruction": F.mse_loss(self.reconstruct(vectors, text).float(), pixels.float())}
+            return {"proxy": F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), **quantized.losses}
+        image = self.reconstruct(vectors, text)
+        batch["reconstruction"] = image.detach()
+        terms = {"reconstruction": F.mse_loss(image.float(), pixels.float())}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(image, pixels).mean()
+        terms |= self.adversarial_terms(image, terms, self.last_layer, step)
         return terms if self.stage == "pixels" else terms | quantized.losses
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that the adversarial term is weighed at."""
+        if isinstance(self.decoder, PixelHead):
+            return self.decoder.smooth.weight
+        assert self.decoder.pixels is not None
+        return self.decoder.pixels.last_layer
+
+    def _proxy_codes(self, batch: dict[str, Any], pixels: Tensor) -> Tensor:
+        if batch.get("proxy_codes") is not None:
+            return batch["proxy_codes"].to(self.device)
+        if self._teacher is None:
+            raise InputError(
+                "the first stage learns the codes of MaskGIT-VQGAN (B, cells): give batch['proxy_codes'], or the model "
+                "that makes them to learn_from"
+            )
+        return self._teacher.model.encode(pixels.float().clamp(0, 1)).codes.to(self.device)
 
     def shorten(self, vectors: Tensor, rng: torch.Generator) -> Tensor:
         """The vectors that training decodes: here all of them."""
         return vectors
+
+
+class _Aside:
+    """Keeps a model out of another one's modules, weights and copies."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __deepcopy__(self, memo: Any) -> "_Aside":
+        return self
 
 
 def _grid_decoder(config: TiTokConfig) -> GridDecoder:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import vistok
 from vistok.config import from_plain, to_plain
 from vistok.errors import ConfigError, MissingExtraError, nearest
 from vistok.generator import Generator
+from vistok.quantize import Quantizer
 from vistok.registry import system_of
 from vistok.tokenizer import Tokenizer
 from vistok.training.recipe import ModelSection, StageSection
@@ -44,6 +46,12 @@ def accelerator(precision: str) -> Any:
         raise ConfigError(f"train.precision {precision} does not work on this device: {error}") from error
 
 
+def config_of(section: ModelSection) -> Any:
+    """The config of the fresh model that a section names. Raises UnknownNameError, ConfigError."""
+    system, config = system_of(str(section.name))
+    return from_plain(system.config, {**to_plain(config), **section.changes}, "model")
+
+
 def build_model(section: ModelSection) -> Any:
     """The model that a recipe names, fresh or with the weights it starts from.
 
@@ -53,10 +61,8 @@ def build_model(section: ModelSection) -> Any:
     if section.init is not None:
         model = vistok.load(section.init)
     else:
-        name = str(section.name)
-        system, config = system_of(name)
-        checked: Any = from_plain(system.config, {**to_plain(config), **section.changes}, "model")
-        model = vistok.create(name, **{key: getattr(checked, key) for key in section.changes})
+        checked = config_of(section)
+        model = vistok.create(str(section.name), **{key: getattr(checked, key) for key in section.changes})
     loss = getattr(type(model), "loss", None)
     if loss in (None, Tokenizer.loss, Generator.loss):
         raise ConfigError(f"{model.name} does not define a training loss, so no recipe can train it")
@@ -72,15 +78,96 @@ def build_model(section: ModelSection) -> Any:
     return model
 
 
+@torch.no_grad()
+def start_from(model: nn.Module, source: nn.Module) -> list[str]:
+    """Take what has the same name and shape from another model. Returns the names of what stays as it was."""
+    theirs = source.state_dict()
+    left = []
+    for name, tensor in model.state_dict().items():
+        if name in theirs and theirs[name].shape == tensor.shape:
+            tensor.copy_(theirs[name])
+        else:
+            left.append(name)
+    return left
+
+
+def teach(model: Any, teachers: dict[str, Any], fresh: bool) -> None:
+    """Give a model its teachers, by role: frozen, and no part of it. `fresh`: it may take weights of theirs.
+
+    Raises ConfigError for a model that has no teachers, or none of these.
+    """
+    if not teachers:
+        return
+    if not hasattr(model, "learn_from"):
+        raise ConfigError(f"{model.name} learns from no teacher: drop teachers from the recipe")
+    model.learn_from({role: teacher.requires_grad_(False).eval() for role, teacher in teachers.items()}, fresh=fresh)
+
+
+def recompute(model: nn.Module) -> int:
+    """Let the blocks of the model's stacks compute their insides again in the backward pass. Returns how many do.
+
+    A block is an entry of a ModuleList, the outermost that has a forward of its own. Numbers stay the same.
+    """
+    count = 0
+
+    def wrap(module: nn.Module) -> None:
+        nonlocal count
+        plain = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not (module.training and torch.is_grad_enabled()):
+                return plain(*args, **kwargs)
+            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+
+        module.forward = forward  # type: ignore[method-assign]
+        count += 1
+
+    def visit(module: nn.Module, stacked: bool) -> None:
+        has_forward = type(module).forward is not nn.Module.forward and not isinstance(module, nn.ModuleList)
+        if isinstance(module, Quantizer):  # which learns in its forward pass
+            return
+        if stacked and has_forward and any(True for _ in module.parameters()):
+            wrap(module)
+            return
+        for child in module.children():
+            visit(child, stacked or isinstance(module, nn.ModuleList))
+
+    visit(model, False)
+    return count
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile the parts of a model in place, but for its quantizer, whose bookkeeping is no graph.
+
+    Raises ConfigError where this machine has nothing to compile with.
+    """
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    parameter = next(model.parameters())
+    try:
+        probe = torch.compile(lambda x: x.sin() + 1)
+        probe(parameter.detach().reshape(-1)[:8].float())
+    except (InductorError, InvalidCxxCompiler, RuntimeError, ImportError) as error:
+        raise ConfigError(
+            f"train.compile needs what torch.compile needs, on a CPU a C++ compiler: {str(error).splitlines()[0]}; "
+            "train.compile=false goes without"
+        ) from error
+    for name, child in model.named_children():
+        if name != "quantizer" and any(True for _ in child.parameters()):
+            child.compile()
+
+
 class Objective(nn.Module):
     """The model's loss as a forward pass, which is what Accelerate wraps: autocast, and gradients across processes."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.batch: dict[str, Any] = {}
 
     def forward(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """The terms, scalars by name."""
+        """The terms, scalars by name. `batch` stays, with what the loss put into it for a discriminator's turn."""
+        self.batch = batch
         return self.model.loss(batch, step, rng)
 
 

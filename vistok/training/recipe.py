@@ -6,6 +6,8 @@
     loss:      {<term that the model's loss returns>: weight}
     optimizer: {name: adamw, lr: 1e-3, warmup: 100, schedule: cosine}
     train:     {steps: 2000, batch_size: 64}
+    perceptual: {name: steerable}
+    adversary: {discriminator: {name: patchgan}, start: 1000, optimizer: {lr: 4e-5}}
     stages:    [{name: decoder, freeze: [encoder, quantizer], optimizer: {lr: 1e-4}, train: {steps: 500}}]
 
 A key that does not exist is an error that names the nearest one; so are values that cannot be meant.
@@ -38,14 +40,15 @@ class Section(BaseModel):
 class ModelSection(Section):
     """`name` of the variant to create, or `init`: a name or folder whose weights training starts from.
 
-    `tokenizer`: of a generator, the name or folder of the tokenizer whose tokens it learns. Every other key is a field
-    of the variant's config.
+    `tokenizer`: of a generator, the name or folder of the tokenizer whose tokens it learns. `start_from`: an earlier
+    stage, whose weights are taken where names and shapes agree. Every other key is a field of the variant's config.
     """
 
     model_config = ConfigDict(extra="allow")
     name: str | None = None
     init: str | None = None
     tokenizer: str | None = None
+    start_from: str | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -100,11 +103,56 @@ class OptimizerSection(Section):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
 
+class PerceptualSection(Section):
+    """What is added for how a reconstruction looks: `name` and `weights` of `vistok.losses.perceptual`, and options.
+
+    Its weight in the loss is `loss.perceptual`, 1 unless set.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    weights: str | list[str] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is passed on to the distance."""
+        return dict(self.model_extra or {})
+
+
+class AdversarySection(Section):
+    """A discriminator that is trained beside the model, and how much it counts.
+
+    discriminator: `name` and options of `vistok.losses.discriminators`. start: step of its stage from which it acts.
+    optimizer: what differs from the model's optimizer. The rest is as in `vistok.losses.adversarial.AdversarialLoss`.
+    """
+
+    discriminator: dict[str, Any]
+    kind: str = "hinge"
+    start: Annotated[int, Field(ge=0)] = 0
+    weight: Annotated[float, Field(ge=0)] = 0.8
+    adaptive: bool = True
+    scales_both: bool = False
+    limit: Annotated[float, Field(gt=0)] = 1e4
+    lecam: Annotated[float, Field(gt=0)] | None = None
+    lecam_decay: Share = 0.999
+    penalty: Annotated[float, Field(gt=0)] | None = None
+    penalty_every: Count = 16
+    optimizer: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not isinstance(self.discriminator.get("name"), str):
+            raise ValueError("discriminator needs a name, such as {name: patchgan}")
+        return self
+
+
 class TrainSection(Section):
     """The run. batch_size is the global batch, over all processes; `..._every` count steps, 0 is never.
 
     accumulate: parts that a process splits its share of the batch into. ema: decay, null for none. threads: of the
-    CPU, null for torch's choice (small nets are fastest with 1).
+    CPU, null for torch's choice (small nets are fastest with 1). compile: the model's parts by torch.compile.
+    activation_checkpointing: what blocks compute is computed again in the backward pass instead of kept. best: column
+    of validation.csv by which RUN/best is chosen, null for none.
     """
 
     steps: Count
@@ -114,6 +162,9 @@ class TrainSection(Section):
     ema: Share | None = 0.999
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
+    compile: bool = False
+    activation_checkpointing: bool = False
+    best: str | None = None
     threads: Count | None = None
     log_every: Count = 10
     checkpoint_every: Annotated[int, Field(ge=0)] = 1000
@@ -122,18 +173,38 @@ class TrainSection(Section):
     tensorboard: bool = True
 
 
+# younger than runs and reference curves that are about: left out where they are as they were before they came
+OPTIONAL = {
+    "model": {"tokenizer": None, "start_from": None},
+    "train": {"compile": False, "activation_checkpointing": False, "best": None},
+    "teachers": {},
+    "perceptual": None,
+    "adversary": None,
+    "clip_adversary": None,
+}
 STAGE_TRAIN_KEYS = ("steps", "batch_size", "accumulate")
+STAGE_SECTIONS = ("model", "teachers", "perceptual", "adversary", "clip_adversary")  # which a stage replaces whole
 
 
 class StageSection(Section):
-    """What a stage changes. freeze: parameters or modules by name or shell pattern, held fixed while it runs."""
+    """What a stage changes. freeze: parameters or modules by name or shell pattern, held fixed while it runs.
+
+    model: another model than the recipe's, which is trained in this stage; later stages use it by the stage's name.
+    teachers: role -> an earlier stage, a name or a folder: models that this stage's model learns from. perceptual,
+    adversary, clip_adversary: sections of their own; null turns off what the recipe has.
+    """
 
     name: str
     freeze: tuple[str, ...] = ()
+    model: dict[str, Any] | None = None
     data: dict[str, Any] = {}
     loss: dict[str, float] = {}
     optimizer: dict[str, Any] = {}
     train: dict[str, Any] = {}
+    teachers: dict[str, str] | None = None
+    perceptual: dict[str, Any] | None = None
+    adversary: dict[str, Any] | None = None
+    clip_adversary: dict[str, Any] | None = None
 
 
 class Recipe(Section):
@@ -145,6 +216,10 @@ class Recipe(Section):
     loss: dict[str, Annotated[float, Field(ge=0)]] = {}
     optimizer: OptimizerSection
     train: TrainSection
+    teachers: dict[str, str] = {}
+    perceptual: PerceptualSection | None = None
+    adversary: AdversarySection | None = None
+    clip_adversary: AdversarySection | None = None
     stages: tuple[StageSection, ...] = ()
 
     def resolved(self) -> list[tuple[StageSection, "Recipe"]]:
@@ -152,15 +227,33 @@ class Recipe(Section):
         if not self.stages:
             return [(StageSection(name="main"), self)]
         base = self.model_dump(exclude={"stages"})
-        found = []
+        found: list[tuple[StageSection, Recipe]] = []
         for index, stage in enumerate(self.stages):
             for key in stage.train:
                 if key not in STAGE_TRAIN_KEYS:
                     raise ConfigError(f"stages.{index}.train.{key}: a stage sets {', '.join(STAGE_TRAIN_KEYS)} alone")
             changes = stage.model_dump(include={"data", "loss", "optimizer", "train"})
             merged = base | {section: base[section] | values for section, values in changes.items()}
-            found.append((stage, check(merged, f"stages.{index}")))
+            merged |= {key: getattr(stage, key) for key in STAGE_SECTIONS if key in stage.model_fields_set}
+            merged["teachers"] = merged["teachers"] or {}
+            held = check(merged, f"stages.{index}")
+            earlier = [one.name for one, _ in found]
+            if stage.name in earlier:
+                raise ConfigError(f"stages.{index}.name: {stage.name!r} is the name of an earlier stage")
+            source = held.model.start_from
+            if source is not None and source not in earlier:
+                raise ConfigError(
+                    f"stages.{index}.model.start_from: no earlier stage {source!r}{nearest(source, earlier)}"
+                )
+            found.append((stage, held))
         return found
+
+    def adversary_optimizer(self, section: AdversarySection) -> OptimizerSection:
+        """The optimizer of a discriminator: the model's, with what its section changes. Raises ConfigError."""
+        try:
+            return OptimizerSection.model_validate(self.optimizer.model_dump() | section.optimizer)
+        except ValidationError as error:
+            raise ConfigError(f"adversary.optimizer: {_told(error.errors()[0])}") from error
 
     @property
     def total_steps(self) -> int:
@@ -168,11 +261,8 @@ class Recipe(Section):
         return sum(recipe.train.steps for _, recipe in self.resolved())
 
     def plain(self) -> dict[str, Any]:
-        """As YAML and JSON hold it."""
-        plain = self.model_dump(mode="json")
-        if plain["model"]["tokenizer"] is None:
-            del plain["model"]["tokenizer"]  # which only generators have
-        return plain
+        """As YAML and JSON hold it: every setting, but for those of OPTIONAL that are at their defaults."""
+        return _without_defaults(self.model_dump(mode="json"))
 
 
 def load_recipe(where: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -227,6 +317,21 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         for key in sorted(first.keys() | second.keys())
         if first.get(key) != second.get(key)
     ]
+
+
+def _without_defaults(plain: dict[str, Any]) -> dict[str, Any]:
+    found = dict(plain)
+    for key, default in OPTIONAL.items():
+        if isinstance(default, dict) and default and isinstance(found.get(key), dict):
+            found[key] = {k: v for k, v in found[key].items() if k not in default or v != default[k]}
+        elif key in found and found[key] == default:
+            del found[key]
+    if "stages" in found:
+        found["stages"] = [
+            {key: value for key, value in stage.items() if key not in STAGE_SECTIONS or value is not None}
+            for stage in found["stages"]
+        ]
+    return found
 
 
 def _lay_over(plain: dict[str, Any], override: str) -> None:

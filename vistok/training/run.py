@@ -5,24 +5,28 @@ RUN/log.csv         one row per logged step           RUN/validation.csv  PSNR o
 RUN/vitals.csv      what the doctor reads: ranges, gradients per part, codebook usage
 RUN/samples/*.png   originals and reconstructions     RUN/tensorboard/    the same curves and pictures
 RUN/checkpoints/    the last two                      RUN/model/          a model folder: vistok.load("RUN/model")
+RUN/stages/NAME/    the model of a finished stage     RUN/best/           the model that validated best, where asked for
 """
 
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vistok.errors import FormatError, MismatchError, OutputError
+from vistok.errors import ConfigError, FormatError, MismatchError, OutputError
 from vistok.files import write_atomically
 from vistok.training import checkpoint
-from vistok.training.recipe import Recipe, differences
+from vistok.training.recipe import Recipe, check, differences
 
 CONTENTS = (
     "checkpoints",
     "model",
+    "best",
+    "stages",
     "samples",
     "tensorboard",
     "log.csv",
@@ -73,20 +77,36 @@ class RunFolder:
             raise FormatError(f"no checkpoint in {self.checkpoints} can be read; --overwrite begins the run anew")
         return found
 
-    def save_model(self, model: Any) -> None:
-        """Replace RUN/model by `model`: written beside it first, then exchanged."""
-        fresh, old = self.path / ".model.new", self.path / ".model.old"
+    def save_model(self, model: Any, name: str = "model") -> None:
+        """Replace the model folder RUN/name by `model`: written beside it first, then exchanged."""
+        path = self.path / name
+        fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
         try:
             for left in (fresh, old):
                 shutil.rmtree(left, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             model.save(fresh)
-            if self.model.exists():
-                os.replace(self.model, old)
-            os.replace(fresh, self.model)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(fresh, path)
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
-            raise OutputError(f"cannot write {self.model}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
         shutil.rmtree(old, ignore_errors=True)
+
+    def save_best(self, model: Any, step: int, name: str, value: float) -> None:
+        """Replace RUN/best by `model`, and note the step and what it scored."""
+        self.save_model(model, "best")
+        facts = {"step": step, name: value}
+        write_atomically(self.path / "best" / "best.json", (json.dumps(facts) + "\n").encode())
+
+    def best(self, name: str) -> tuple[int, float] | None:
+        """Step and score of RUN/best, None where there is none yet."""
+        try:
+            facts = json.loads((self.path / "best" / "best.json").read_text(encoding="utf-8"))
+            return int(facts["step"]), float(facts[name])
+        except (OSError, ValueError, KeyError):
+            return None
 
     def _compare(self, recipe: Recipe, data: dict[str, Any]) -> None:
         try:
@@ -94,6 +114,8 @@ class RunFolder:
             known = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise FormatError(f"{self.path} is not a whole run: {error}") from error
+        with suppress(ConfigError):  # one of another version is left as it is: the differences tell
+            there = check(there, str(self.path / "recipe.yaml")).plain()
         changed = differences(there, recipe.plain())
         if changed:
             raise MismatchError(f"{self.path} was begun with another recipe: {'; '.join(changed)}")

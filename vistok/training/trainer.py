@@ -1,7 +1,7 @@
 """The loop: batches in, weights out, and nothing between that a resumed run would do differently.
 
-    batch(step) -> model.loss(batch, step, rng) -> {term: value} -> sum of weight * value -> backward, clip, step
-                -> model.after_step(step) -> EMA      every so often: log row, validation, samples, checkpoint
+    batch(step) -> step.py: losses, backward, clip, optimizers -> EMA
+    every so often: a row of the log, validation, samples, a checkpoint
 
 Batches, random numbers and the learning rate are pure functions of (seed, step), so weights, moments and the step are
 all that a run has to remember: killed at any moment and resumed, it ends in the same bits (on the CPU; on a GPU as far
@@ -10,6 +10,13 @@ as its kernels are deterministic). A model knows nothing of this file. It has
     loss(batch, step, rng) -> {term: scalar}      batch as PixelLoader gives it, on the model's device
     initialise(batches, rng)                      optional, once before step 0: codebooks from data, and the like
     after_step(step)                              optional, after every optimizer step
+    learn_from({role: model}, fresh)              optional: teachers, which it does not own; if `fresh`, it may take
+                                                  weights of theirs
+    judge(adversary=, perceptual=)                optional: judges of its reconstructions, which it does not own
+    discriminator_loss(batch, step)               their turn, with what `loss` put into the batch
+
+A recipe's stages may train several models, one after the other: each is kept in RUN/stages, for those that start from
+its weights or learn from it.
 
 rng is a torch.Generator on the model's device, seeded for the step; torch's global one is too.
 """
@@ -17,14 +24,13 @@ rng is a torch.Generator on the model's device, seeded for the step; torch's glo
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import vistok
 from vistok.data.images import write_image
@@ -37,17 +43,26 @@ from vistok.training import checkpoint as checkpoints
 from vistok.training.checkpoint import Checkpoint, step_seed
 from vistok.training.doctor import Doctor
 from vistok.training.ema import Ema
+from vistok.training.judges import Judges
 from vistok.training.log import CsvLog, Curves, Display
-from vistok.training.optimizer import build_optimizer, learning_rate
-from vistok.training.prepare import Objective, StopSignals, accelerator, build_model, freeze, parts, place
-from vistok.training.recipe import Recipe
+from vistok.training.prepare import (
+    StopSignals,
+    accelerator,
+    build_model,
+    compile_parts,
+    config_of,
+    freeze,
+    place,
+    recompute,
+    start_from,
+    teach,
+)
+from vistok.training.recipe import ModelSection, Recipe
 from vistok.training.reference import Comparison
 from vistok.training.run import RunFolder
+from vistok.training.step import DivergedError as DivergedError
+from vistok.training.step import Step
 from vistok.training.validation import SHOWN, generated_grid, generator_loss, measure, read_crops, sample_grid, split
-
-
-class DivergedError(VistokError, ArithmeticError):
-    """The loss or the gradient is no longer finite."""
 
 
 class StoppedError(VistokError, RuntimeError):
@@ -91,11 +106,10 @@ class Trainer:
         self.accelerator = accelerator(self.settings.precision)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.console = console if self.main else None
-        torch.manual_seed(self.settings.seed)
-        self.model = build_model(recipe.model).to(self.device)
-        if self.settings.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self._build(self.stages[0][1].model)
+        for _, held in self.stages[1:]:
+            if held.model.name is not None:
+                config_of(held.model)  # so that a later stage's mistake shows now
         self.facts = facts = {
             "path": str(data),
             "items": len(source),
@@ -114,12 +128,14 @@ class Trainer:
         self.validates = held_out is not None
         self.resumed = self.folder.latest() if resume else None
         self.step = self.resumed.step if self.resumed else 0  # completed steps, all stages together
-        self.stage = 0
+        self.stage = self.resumed.stage if self.resumed else 0
         self.window: Tensor | None = None  # sums of the weighted terms and of the gradient's norm since the last row
         self.window_steps = 0
+        self.facts_seen: dict[str, tuple[Tensor, int]] = {}  # sums and counts of the steps' further facts
         self.terms: list[str] = []
         self.saved_at = self.step if self.resumed else -1
         self.ema: Ema | None = None
+        self.left = ""  # what a model that starts from another one did not find there
         self.signals = StopSignals()
         self.skipped: dict[str, str] = {}  # pictures that cannot be read, and why
 
@@ -127,7 +143,7 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the end. Returns the model folder."""
-        self._prepare_weights()
+        self._enter(self.stage)
         begun = self.resumed.step if self.resumed else None
         self.log = CsvLog(self.folder.path / "log.csv", begun) if self.main else None
         self.validation_log = CsvLog(self.folder.path / "validation.csv", begun) if self.main else None
@@ -142,6 +158,9 @@ class Trainer:
             with self.signals:
                 for index, (first, last) in enumerate(self.spans):
                     if self.step < last:
+                        if self.stages[index][1].model != self.section:
+                            self._build(self.stages[index][1].model)
+                            self._enter(index)
                         self._run_stage(index, first, last)
             if self.skipped:
                 told = next(iter(self.skipped.values()))
@@ -165,64 +184,50 @@ class Trainer:
         self.model.train()
         self.model.zero_grad(set_to_none=True)  # what is frozen from here on must not count in the gradient's norm
         freeze(self.model, stage, self.trainable)
-        optimizer = build_optimizer(self.model.parameters(), recipe.optimizer)
-        objective, optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
+        if recipe.teachers != self.taught:
+            self._teach(recipe, fresh=False)
+        torch.manual_seed(step_seed(self.settings.seed, -2 - index))  # the discriminators' first weights
+        judges = Judges(recipe, first, self.device)
+        judges.attach(self.model)
+        self.doctor.begin(index, first, self.model, judges.modules())
+        looks = self.device.type == "cpu"  # elsewhere only where a row or a checkpoint is due
+        self.taking = Step(self.model, recipe, first, self.accelerator, judges, self.doctor, looks)
         if self.resumed and self.resumed.step > first and self.resumed.stage == index:
-            self._load_state(optimizer, self.resumed.state)
-        self.weights_fit = False
-        self.doctor.begin(index, first, self.model)
+            self._load_state(self.resumed.state)
         loader = self._rank_loader(recipe)
         batches = loader.batches(self.step)
         try:
             self._start_clock()
             while self.step < last:
-                self._train_step(objective, optimizer, batches, recipe, first)
-                self._after_step(optimizer, last)
+                waited = time.perf_counter()
+                batch = place(next(batches), self.device, self.settings.channels_last)
+                self.waited += time.perf_counter() - waited
+                self._train_step(batch, recipe, first)
+                self._after_step(last)
         finally:
             batches.close()  # type: ignore[attr-defined]
             self.accelerator.free_memory()
             self.skipped |= loader.bad
 
-    def _train_step(self, objective: Any, optimizer: Any, batches: Iterator, recipe: Recipe, first: int) -> None:
-        step, settings = self.step, recipe.train
-        waited = time.perf_counter()
-        batch = place(next(batches), self.device, self.settings.channels_last)
-        self.waited += time.perf_counter() - waited
-        rate = learning_rate(recipe.optimizer, step - first, settings.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        self.rate, self.batch_size = rate, settings.batch_size
-        rng = self._seeded(step)
-        self.doctor.expect((step + 1) % self.settings.log_every == 0 or step + 1 == first + settings.steps)
-        optimizer.zero_grad(set_to_none=True)
-        values: Tensor | None = None
-        for index, part in enumerate(parts(batch, settings.accumulate)):
-            with nullcontext() if index == settings.accumulate - 1 else self.accelerator.no_sync(objective):
-                weighted = self._weigh(objective(part, step, rng), recipe.loss)
-                stacked = torch.stack([value.float() for value in weighted.values()]) / settings.accumulate
-                values = stacked.detach() if values is None else values + stacked.detach()
-                self.accelerator.backward(stacked.sum())
-        assert values is not None
-        self.accelerator.unscale_gradients(optimizer)
-        self.doctor.observe(batch, weighted)
-        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in trained])  # type: ignore[misc]
-        sums = torch.cat([values, norm.to(values).reshape(1)])
-        self.latest_values = sums
-        if self.device.type == "cpu":  # elsewhere only where a row or a checkpoint is due: looking costs a wait
-            self._check()
-        if recipe.optimizer.clip is not None:  # after the check, which would find every gradient spoilt by a NaN norm
-            clip_grads_with_norm_(trained, recipe.optimizer.clip, norm)
-        optimizer.step()
-        if hasattr(self.model, "after_step"):
-            self.model.after_step(step)
+    def _train_step(self, batch: dict[str, Any], recipe: Recipe, first: int) -> None:
+        step = self.step
+        self.batch_size = recipe.train.batch_size
+        self.doctor.expect((step + 1) % self.settings.log_every == 0 or step + 1 == first + recipe.train.steps)
+        with self._telling():
+            outcome = self.taking.take(batch, step, self._seeded(step))
+        self.rate = self.taking.rate
+        if outcome.terms != self.terms:  # the means of another set of terms begin here
+            self.window, self.window_steps, self.terms = None, 0, outcome.terms
         if self.ema is not None:
             self.ema.update(self.model, step)
-        self.window = sums if self.window is None else self.window + sums
+        self.window = outcome.values if self.window is None else self.window + outcome.values
         self.window_steps += 1
+        for name, value in outcome.facts.items():
+            total, count = self.facts_seen.get(name, (0.0, 0))
+            self.facts_seen[name] = (total + value.detach().float(), count + 1)
         self.step = step + 1
 
-    def _after_step(self, optimizer: Any, last: int) -> None:
+    def _after_step(self, last: int) -> None:
         """What happens between steps: rows, validation, samples, checkpoints, and the wish to stop."""
         settings, step, end = self.settings, self.step, self.step == self.total
         self.display.advance(step)
@@ -232,41 +237,79 @@ class Trainer:
         saves = _due(step, settings.checkpoint_every, end)
         stopping = self._stopping()
         if logs or saves or stopping:
-            self._check()
+            with self._telling():
+                self.taking.check(step - 1)
         if logs:
             self._write_row()
-        if validates or samples or saves or stopping:
+        if validates or samples or saves or stopping or step == last:
             paused = time.perf_counter()
             if validates and self.validates:
                 self._validate()
             if samples and len(self.held_out):
                 self._sample()
+            if step == last and len(self.stages) > 1 and self.main:
+                self.folder.save_model(self._evaluated(), f"stages/{self.stages[self.stage][0].name}")
             if saves or stopping:
-                self._save(optimizer if step < last else None)
+                self._save(within=step < last)
             self.clock += time.perf_counter() - paused
         if stopping and not end:
             raise StoppedError(f"stopped by {stopping} after step {step} of {self.total}; --resume continues")
 
     # -- pieces --------------------------------------------------------------------------------------------------
 
-    def _prepare_weights(self) -> None:
-        """Weights from the checkpoint, or fresh ones with whatever the model draws from data."""
-        if self.resumed is None and self.recipe.model.init is None and hasattr(self.model, "initialise"):
+    def _build(self, section: ModelSection) -> None:
+        torch.manual_seed(self.settings.seed)
+        self.section = section
+        self.model = build_model(section).to(self.device)
+        if self.settings.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _enter(self, index: int) -> None:
+        """Give the model of stage `index` its weights (a checkpoint's, an earlier stage's, or fresh ones and what they
+        draw from data), its average, and what is laid over its modules.
+        """
+        _, recipe = self.stages[index]
+        if recipe.model != self.section:
+            self._build(recipe.model)
+        resumed = self.resumed if self.resumed is not None and self.resumed.stage == index else None
+        source = recipe.model.start_from
+        if resumed is None and source is not None:
+            left = start_from(self.model, self._model_of(source))
+            self.left = f"starts from {source!r}" + (f", but for {', '.join(left[:6])}" if left else "")
+        self._teach(recipe, fresh=resumed is None)
+        if resumed is None and recipe.model.init is None and source is None and hasattr(self.model, "initialise"):
             self.model.train()
-            loader = self._loader(self.stages[0][1], rank=0, world=1)
-            batches = loader.batches(0)
+            loader = self._loader(recipe, rank=0, world=1)
+            batches = loader.batches(self.step)
             try:
                 with torch.no_grad():
                     placed = (place(batch, self.device, self.settings.channels_last) for batch in batches)
                     self.model.initialise(placed, self._seeded(-1, everywhere=True))
             finally:
                 batches.close()  # type: ignore[attr-defined]
-        if self.resumed:
-            self.model.load_state_dict(self.resumed.model)
+        if resumed is not None:
+            self.model.load_state_dict(resumed.model)
+        self.ema = None
         if self.settings.ema is not None:
             self.ema = Ema(self.model, self.settings.ema)
-            if self.resumed and self.resumed.ema:
-                self.ema.averaged.load_state_dict(self.resumed.ema)
+            if resumed is not None and resumed.ema:
+                self.ema.averaged.load_state_dict(resumed.ema)
+        if self.settings.activation_checkpointing and not recompute(self.model):
+            raise ConfigError(f"train.activation_checkpointing: {self.model.name} has no stack of blocks to recompute")
+        if self.settings.compile:
+            compile_parts(self.model)
+
+    def _teach(self, recipe: Recipe, fresh: bool) -> None:
+        self.taught = recipe.teachers
+        teach(self.model, {role: self._model_of(name) for role, name in recipe.teachers.items()}, fresh)
+
+    def _model_of(self, name: str) -> Any:
+        """The model of an earlier stage, or whatever else has that name. Raises as `vistok.load`."""
+        stages = [stage.name for stage, _ in self.stages]
+        path = self.folder.path / "stages" / name
+        self.accelerator.wait_for_everyone()
+        return vistok.load(str(path) if name in stages else name).to(self.device)
 
     def _loader(self, recipe: Recipe, rank: int, world: int) -> PixelLoader:
         data = recipe.data
@@ -298,62 +341,39 @@ class Trainer:
         torch.manual_seed(seed)
         return torch.Generator(self.device).manual_seed(seed)
 
-    def _weigh(self, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
-        names = list(terms)
-        if names != self.terms:  # the means of another set of terms begin here
-            self.window, self.window_steps, self.terms = None, 0, names
-        if not self.weights_fit:
-            for name in weights:
-                if name not in terms:
-                    hint = nearest(name, names) or f"; its terms: {', '.join(names)}"
-                    raise ConfigError(f"loss.{name}: the model's loss has no such term{hint}")
-            self.weights_fit = True
-        return {name: value * weights[name] if name in weights else value for name, value in terms.items()}
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What a user can still do, added to the news that the run has diverged."""
+        try:
+            yield
+        except DivergedError as error:
+            kept = checkpoints.steps_in(self.folder.checkpoints)
+            rest = f"the checkpoint of step {kept[-1]} is kept" if kept else "there was no checkpoint yet"
+            raise DivergedError(
+                f"{error}; {rest}. A lower optimizer.lr, a longer optimizer.warmup or a smaller optimizer.clip is the "
+                "usual cure"
+            ) from error
 
-    def _check(self) -> None:
-        """Raise DivergedError, with the term or the parameter, unless the latest terms and gradient are finite."""
-        scaled = self.settings.precision == "fp16"  # where infinite gradients are how the loss scale finds its size
-        values = self.latest_values[:-1] if scaled else self.latest_values
-        if bool(torch.isfinite(values).all()):
-            return
-        found = dict(zip(self.terms, values.tolist(), strict=False))  # the gradient's norm, the last, has no name
-        names = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
-        if names:
-            told = f"loss term {', '.join(names)}"
-        else:
-            broken = (
-                name
-                for name, parameter in self.model.named_parameters()
-                if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-            )
-            told = f"the gradient of {next(broken, 'the loss')} is not finite"
-        kept = checkpoints.steps_in(self.folder.checkpoints)
-        rest = f"the checkpoint of step {kept[-1]} is kept" if kept else "there was no checkpoint yet"
-        raise DivergedError(
-            f"{told} at step {self.step}; {rest}. A lower optimizer.lr, a longer optimizer.warmup or a smaller "
-            "optimizer.clip is the usual cure"
-        )
-
-    def _load_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.taking.load_state_dict(state)
         self.terms, self.window_steps = list(state["terms"]), state["window_steps"]
         self.window = None if state["window"] is None else state["window"].to(self.device)
+        facts = state.get("facts", {})
+        self.facts_seen = {name: (total.to(self.device), count) for name, (total, count) in facts.items()}
 
-    def _save(self, optimizer: Any = None) -> None:
-        """A checkpoint and RUN/model. `optimizer` is None at a stage's end, where the next one has another."""
+    def _save(self, within: bool = False) -> None:
+        """A checkpoint and RUN/model. `within` a stage, moments and judges too: the next one has its own."""
         if self.main:
             averaged = self.ema.current(self.model) if self.ema is not None else None
-            scaler = self.accelerator.scaler
             window = self.window if self.window_steps else None
             state = {
-                "optimizer": None if optimizer is None else optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
                 "terms": self.terms,
                 "window": None if window is None else window.cpu(),
                 "window_steps": self.window_steps,
+                "facts": {name: (total.cpu(), count) for name, (total, count) in self.facts_seen.items()},
             }
+            if within:
+                state |= self.taking.state_dict()
             weights = averaged.state_dict() if averaged is not None else None
             written = Checkpoint(self.step, self.stage, self.model.state_dict(), weights, state)
             checkpoints.save(self.folder.checkpoints, written)
@@ -377,8 +397,22 @@ class Trainer:
             self.doctor.validated(row)
             self.curves.scalars("validation", row)
             unit = "" if generates else " dB"
+            self._keep_best(row, model)
             told = "  ".join(f"{name} {value:.2f}{unit}" for name, value in row.items() if name != "step")
             self.display.note(f"step {self.step}: {told} on {len(self.held_out)} held-out pictures")
+
+    def _keep_best(self, row: dict[str, Any], model: Any) -> None:
+        """RUN/best, where this row of the validation is the best of the last model so far."""
+        name = self.settings.best
+        if name is None or self.stages[self.stage][1].model != self.stages[-1][1].model:
+            return
+        if name not in row:
+            known = [column for column in row if column != "step"]
+            raise ConfigError(f"train.best: validation has no {name!r}{nearest(name, known) or '; it has ' + known[0]}")
+        before = self.folder.best(name)
+        better = 1.0 if name.startswith("psnr") else -1.0
+        if before is None or before[0] >= self.step or better * row[name] > better * before[1]:
+            self.folder.save_best(model, self.step, name, row[name])
 
     def _sample(self) -> None:
         if self.main:
@@ -399,6 +433,7 @@ class Trainer:
             row |= {"step": self.step, "loss": math.fsum(values)}
             row |= dict(zip(self.terms, values, strict=True))
             row |= {"lr": self.rate, "grad_norm": norm}
+            row |= {name: float(total) / count for name, (total, count) in self.facts_seen.items()}
             done = self.step - self.clock_step
             row |= {"images_per_second": done * self.batch_size / elapsed, "waiting": self.waited / elapsed}
             assert self.log is not None
@@ -409,7 +444,7 @@ class Trainer:
             if told is not None:
                 self.display.note(told)
         self.doctor.row(row, self.terms)
-        self.window, self.window_steps = None, 0
+        self.window, self.window_steps, self.facts_seen = None, 0, {}
         self._start_clock()
 
     def _start_clock(self) -> None:
@@ -421,6 +456,8 @@ class Trainer:
             f"{self.model.name}: {count / 1e6:.2f} M parameters on {self.device}, {len(self.source)} pictures"
             + (f", {len(self.held_out)} held out" if self.validates else ", too few to hold any out for validation")
         )
+        if self.left:
+            self.display.note(f"{self.model.name} {self.left}")
         if self.resumed:
             self.display.note(f"resumed after step {self.step} of {self.total}")
 
