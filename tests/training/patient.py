@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.layout import Segment, Sizes, TokenSpec
+from vistok.losses.adversarial import AdversarialLoss
 from vistok.quantize import EntropyTerm, VectorQuantizer
 from vistok.registry import System, register
 from vistok.tokenizer import Tokenizer
@@ -53,6 +54,11 @@ class Patient(Tokenizer):
         with torch.no_grad():
             self.quantizer.codebook.normal_(0, config.spread)
 
+        self._judge: list[AdversarialLoss | None] = [None]
+
+    def judge(self, adversary: AdversarialLoss | None = None, perceptual: Any = None) -> None:
+        self._judge = [adversary]  # in a list: no part of the model
+
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
         pixels, config = batch["pixels"], self.config
         latent = self.encoder(pixels)
@@ -64,11 +70,20 @@ class Patient(Tokenizer):
         image = self.decoder(quantized.vectors.transpose(1, 2).unflatten(2, latent.shape[2:]))
         target = pixels * 2 - 1 if config.signed else pixels
         terms = {"reconstruction": (image - target).square().mean(), **quantized.losses}
+        batch["reconstruction"] = image.detach()
+        adversary = self._judge[0]
+        if adversary is not None:
+            last = self.decoder[-1].weight
+            terms["adversarial"] = adversary.generator_loss(image, terms["reconstruction"], last, step)
         if config.idle:
             terms["perceptual"] = image.new_zeros(())
         if config.detached:
             terms["edges"] = (image.detach().diff(dim=-1) - target.diff(dim=-1)).abs().mean()
         return terms
+
+    def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
+        assert self._judge[0] is not None
+        return self._judge[0].discriminator_loss(batch["pixels"], batch["reconstruction"], step)
 
 
 register(System("patient", Patient, PatientConfig, {"patient": PatientConfig()}))

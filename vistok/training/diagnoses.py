@@ -165,22 +165,23 @@ def codebooks(chart: Chart) -> Iterator[Finding]:
 
 def discriminator(chart: Chart) -> Iterator[Finding]:
     """A discriminator that is always right and sure of it, from which the decoder learns nothing more."""
-    for column in [key for key in chart.rows[-1] if key.endswith("real_accuracy")]:
-        start = column.removesuffix("real_accuracy")
-        named = (f"{start}{key}" for key in ("real_accuracy", "fake_accuracy", "real_logits", "fake_logits"))
-        right, caught, real, fake = (chart.series(key)[-SETTLED:] for key in named)
-        if min(map(len, (right, caught, real, fake))) < SETTLED or min(right.min(), caught.min()) < ACCURATE:
+    for role, prefix in (("adversary", ""), ("clip_adversary", "clip_")):
+        columns = (f"{prefix}discriminator_accuracy", f"{prefix}logits_real", f"{prefix}logits_fake")
+        right, real, fake = (chart.series(column)[-SETTLED:] for column in columns)
+        section = getattr(chart.recipe, role, None)
+        if section is None or min(map(len, (right, real, fake))) < SETTLED:
             continue
-        if real.min() < SURE or fake.max() > -SURE:
+        if right.min() < ACCURATE or real.min() < SURE or fake.max() > -SURE:
             continue
+        rate = chart.recipe.adversary_optimizer(section).lr
         yield Finding(
             "discriminator-won",
-            start.strip("/._") or "discriminator",
-            f"it is right about {right.mean():.1%} of the pictures and {caught.mean():.1%} of the reconstructions "
-            f"{chart.span(SETTLED)}, with logits of {real[-1]:+.2f} and {fake[-1]:+.2f}",
-            "slow it down, or start it later",
-            None,
-            {"real": right.tolist(), "fake": caught.tolist()},
+            f"{prefix}discriminator",
+            f"the {prefix}discriminator is right in {right.mean():.1%} of its verdicts {chart.span(SETTLED)}, with "
+            f"logits of {real[-1]:+.2f} on pictures and {fake[-1]:+.2f} on reconstructions, at a rate of {rate:.2g}",
+            "slow it down, or let the decoder go ahead of it (a later start)",
+            f"{role}.optimizer.lr={rate / 10:.1g}",
+            {"accuracy": right.tolist(), "logits_real": real.tolist(), "logits_fake": fake.tolist()},
         )
 
 
@@ -202,9 +203,8 @@ def gradients(chart: Chart) -> Iterator[Finding]:
     parts = {name: chart.series(f"grad/{name}") for name in chart.names("grad")}
     largest = max((float(values[-AGREE:].max()) for values in parts.values()), default=0.0)
     for name, values in parts.items():
-        waits = _is(name, ADVERSARIAL) and not values.any()
-        if len(values) < SETTLED or waits or _early(chart):
-            continue
+        if len(values) < SETTLED or _is(name, ADVERSARIAL) or _early(chart):
+            continue  # a discriminator has none before it starts, and none once it has won
         last = float(values[-AGREE:].max())
         fell = last < VANISHED * float(np.median(values[:AGREE])) and _gained(chart) < np.log(10)
         if last == 0:

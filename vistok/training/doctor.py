@@ -20,7 +20,7 @@ from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.recipe import Recipe
 from vistok.training.vitals import Vitals
 
-JUDGED = ("real_accuracy", "fake_accuracy", "real_logits", "fake_logits")  # columns about a discriminator
+JUDGED = ("discriminator_accuracy", "discriminator_loss", "logits_real", "logits_fake")  # endings of columns
 logger = logging.getLogger(__name__)
 
 

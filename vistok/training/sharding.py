@@ -27,16 +27,26 @@ class Shards:
     Raises ConfigError where sharding is not possible.
     """
 
-    def __init__(self, objective: nn.Module, accelerator: Any, ema: float | None, smallest: int = SMALLEST) -> None:
+    def __init__(self, objective: nn.Module, accelerator: Any, ema: float | None) -> None:
         if accelerator.num_processes == 1:
             raise ConfigError("train.fsdp shares a model among processes: start it with torchrun or accelerate launch")
         if accelerator.mixed_precision == "fp16":
             raise ConfigError("train.fsdp goes with train.precision bf16 or fp32, not fp16")
-        self.objective, self.model = objective, objective.model
+        self.objective: nn.Module = objective
+        self.model: Any = objective.model
         self.main, self.decay = accelerator.is_main_process, ema
         self.plain: Any = copy.deepcopy(self.model).cpu().eval() if self.main else None
-        _shard(objective, accelerator.device, smallest)
+        self.units = _shard(objective, accelerator.device)
         self.averaged = {name: p.detach().clone() for name, p in self._floating()} if ema is not None else {}
+
+    def refreeze(self) -> None:
+        """Let gradients follow what `requires_grad` of the shards says now: whole weights have a flag of their own."""
+        flags = {name: p.requires_grad for name, p in self.objective.named_parameters()}
+        for unit in self.units:
+            unit.unshard()
+            for name, parameter in self.objective.named_parameters():
+                parameter.requires_grad_(flags[name])
+            unit.reshard()
 
     def _floating(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.is_floating_point()]
@@ -54,7 +64,8 @@ class Shards:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(get_model_state_dict(self.model, options=options))
+        found: Any = get_model_state_dict(self.model, options=options)
+        return dict(found)
 
     def averaged_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """`state` with the averages in place of the weights, on the main process; an empty one elsewhere."""
@@ -102,10 +113,10 @@ def together(norm: Tensor) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def units(module: nn.Module, smallest: int = SMALLEST) -> list[nn.Module]:
+def units(module: nn.Module) -> list[nn.Module]:
     """The blocks that become units: outermost members of a ModuleList or Sequential that compute by `forward`.
 
-    Modules whose weights are read without calling them (codebooks, embeddings of a list) stay with the rest.
+    Modules whose weights are read without calling them (codebooks, embeddings) stay with the rest, as small ones do.
     """
     found: list[nn.Module] = []
 
@@ -113,8 +124,8 @@ def units(module: nn.Module, smallest: int = SMALLEST) -> list[nn.Module]:
         listed = isinstance(parent, (nn.ModuleList, nn.Sequential))
         for child in parent.children():
             computes = type(child).forward is not nn.Module.forward and not isinstance(child, nn.Sequential)
-            blocky = listed and computes and any(True for _ in child.children())
-            if blocky and sum(p.numel() for p in child.parameters()) >= smallest:
+            block = listed and computes and any(True for _ in child.children())
+            if block and sum(p.numel() for p in child.parameters()) >= SMALLEST:
                 found.append(child)
             else:
                 visit(child)
@@ -123,14 +134,13 @@ def units(module: nn.Module, smallest: int = SMALLEST) -> list[nn.Module]:
     return found
 
 
-def _shard(objective: nn.Module, device: torch.device, smallest: int) -> None:
+def _shard(objective: nn.Module, device: torch.device) -> list[Any]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block in units(objective, smallest):
-        fully_shard(block, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    blocks = units(objective)
+    return [fully_shard(module, mesh=mesh) for module in [*blocks, objective]]
 
 
 def _local(tensor: Tensor) -> Tensor:

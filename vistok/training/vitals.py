@@ -51,7 +51,8 @@ class Vitals:
         self._found: dict[str, Tensor] = {}
         self._output: Tensor | None = None
         decoder = getattr(model, "decoder", None)
-        self._hook = decoder.register_forward_hook(self._keep) if isinstance(decoder, nn.Module) else None
+        plain = isinstance(decoder, nn.Module) and decoder._compiled_call_impl is None  # a hook would break its graph
+        self._hook = decoder.register_forward_hook(self._keep) if plain else None  # type: ignore[union-attr]
 
     def observe(self, batch: Mapping[str, Any], terms: Mapping[str, Tensor]) -> None:
         """Measure the step that has just been computed, if it is due; its numbers stay on the device until `row`."""
