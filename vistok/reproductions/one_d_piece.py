@@ -10,36 +10,35 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vistok.evaluation.reproducing import Context
 from vistok.evaluation.reproduction import Arm, Condition, Reproduction, difference, of
-from vistok.nn.query_vit import ViTSize
 from vistok.registry import System, register
 from vistok.reproductions._rebuilding import rebuilding
+from vistok.reproductions._small_titok import CONFIG, RECIPE, scale_to_width
 from vistok.tokenizer import Tokenizer
 from vistok.tokenizers.one_d_piece import OneDPiece
-from vistok.tokenizers.titok import VARIANTS, TiTokConfig
+from vistok.tokenizers.titok import TiTokConfig
 
-SIZE = ViTSize(width=64, layers=3, heads=4)
-CONFIG = replace(
-    VARIANTS["titok-tiny-vq"], encoder=SIZE, decoder=SIZE, tokens=16, token_dim=12, codebook_size=512, normalize=True,
-    clustering=True, encoder_patch=4, decoder_patch=4, image_size=32,
-)  # fmt: skip
-RECIPE: dict[str, Any] = {
-    "data": {"size": 32},
-    "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 1e-4, "warmup": 50, "final": 0.05},
-    "train": {"ema": None},
-}
 LENGTHS = (1, 2, 4, 8, 16)
 TESTED, CHANGED = 2000, 400
 
 
-class Whole(OneDPiece):
-    """One-D-Piece without its tail drop; any prefix may still be given to the decoder."""
+class Dropped(OneDPiece):
+    """One-D-Piece, its first weights scaled to its width."""
+
+    system = "one-d-piece-drop"
+
+    def __init__(self, config: TiTokConfig, name: str | None = None) -> None:
+        super().__init__(config, name)
+        scale_to_width(self)
+
+
+class Whole(Dropped):
+    """The same without its tail drop; any prefix may still be given to the decoder."""
 
     system = "one-d-piece-whole"
 
@@ -67,7 +66,7 @@ def trained(seed: int, context: Context, *, name: str) -> Mapping[str, float]:
     return found | {"smallest rise": min(rises), "change@first": first, "change@last": last}
 
 
-register(System("one-d-piece-drop", OneDPiece, TiTokConfig, {"one-d-piece-drop": CONFIG}))
+register(System("one-d-piece-drop", Dropped, TiTokConfig, {"one-d-piece-drop": CONFIG}))
 register(System("one-d-piece-whole", Whole, TiTokConfig, {"one-d-piece-whole": CONFIG}))
 
 REPRODUCTION = Reproduction(
@@ -81,8 +80,8 @@ REPRODUCTION = Reproduction(
     "report, not part of the rule",
     baseline="whole",
     arms={
-        "tail drop": Arm("tail token drop", partial(trained, name="one-d-piece-drop"), 3),
-        "whole": Arm("no drop: TiTok, cut only in the test", partial(trained, name="one-d-piece-whole"), 3),
+        "tail drop": Arm("tail token drop", partial(trained, name="one-d-piece-drop"), 1),
+        "whole": Arm("no drop: TiTok, cut only in the test", partial(trained, name="one-d-piece-whole"), 1),
     },
     rule=(
         Condition("dB gained at every doubling, the least", of("tail drop", "smallest rise"), at_least=0.1),
@@ -91,7 +90,7 @@ REPRODUCTION = Reproduction(
         Condition("dB over whole at 8 tokens", difference("psnr@8", "tail drop", minus="whole"), at_least=0.5),
         Condition("dB over whole at all 16", difference("psnr@16", "tail drop", minus="whole"), at_least=-1.0),
     ),
-    steps=1200,
-    batch=32,
+    steps=800,
+    batch=16,
     report=("psnr@1", "psnr@2", "psnr@4", "psnr@8", "psnr@16", "usage", "change@first", "change@last"),
 )

@@ -9,9 +9,7 @@ are shorter, so it trains for as many more steps as make the floating-point oper
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +21,9 @@ from vistok.nn.patching import PatchEmbed, unpatchify
 from vistok.nn.query_vit import ViTSize, initialise
 from vistok.registry import System, register
 from vistok.reproductions._rebuilding import class_probe, rebuilding
-from vistok.tokenizers.titok import VARIANTS, TiTok, TiTokConfig
+from vistok.reproductions._small_titok import CONFIG, RECIPE, scale_to_width
+from vistok.tokenizers.titok import TiTok, TiTokConfig
 
-SIZE = ViTSize(width=64, layers=3, heads=4)
-CONFIG = replace(
-    VARIANTS["titok-tiny-vq"], encoder=SIZE, decoder=SIZE, tokens=16, token_dim=12, codebook_size=512, normalize=True,
-    clustering=True, encoder_patch=4, decoder_patch=4, image_size=32,
-)  # fmt: skip
-RECIPE: dict[str, Any] = {
-    "data": {"size": 32},
-    "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 1e-4, "warmup": 50, "final": 0.05},
-    "train": {"ema": None},
-}
 TESTED, PROBED = 2000, 5000
 
 
@@ -90,6 +79,16 @@ class GridHead(nn.Module):
         return self.smooth(unpatchify(self.project(self.trunk(cells)), self.grid, self.patch, "ppc"))
 
 
+class SequenceTiTok(TiTok):
+    """TiTok, its first weights scaled to its width."""
+
+    system = "titok-sequence"
+
+    def __init__(self, config: TiTokConfig, name: str | None = None) -> None:
+        super().__init__(config, name)
+        scale_to_width(self)
+
+
 class GridTiTok(TiTok):
     """TiTok with tokens on a grid, where the paper has a sequence."""
 
@@ -98,6 +97,7 @@ class GridTiTok(TiTok):
     def __init__(self, config: TiTokConfig, name: str | None = None) -> None:
         super().__init__(config, name)
         self.encoder, self.decoder = GridEncoder(config), GridHead(config)  # type: ignore[assignment]
+        scale_to_width(self)
 
 
 def trained(seed: int, context: Context, *, name: str, tokens: int) -> Mapping[str, float]:
@@ -107,7 +107,7 @@ def trained(seed: int, context: Context, *, name: str, tokens: int) -> Mapping[s
     return found | {"probe": class_probe(model, context, 32, PROBED, TESTED)}
 
 
-register(System("titok-sequence", TiTok, TiTokConfig, {"titok-sequence": CONFIG}))
+register(System("titok-sequence", SequenceTiTok, TiTokConfig, {"titok-sequence": CONFIG}))
 register(System("titok-grid", GridTiTok, TiTokConfig, {"titok-grid": CONFIG}))
 
 REPRODUCTION = Reproduction(
@@ -122,18 +122,18 @@ REPRODUCTION = Reproduction(
     "rule",
     baseline="grid",
     arms={
-        "sequence": Arm("TiTok, 16 tokens", partial(trained, name="titok-sequence", tokens=16), 3),
+        "sequence": Arm("TiTok, 16 tokens", partial(trained, name="titok-sequence", tokens=16), 1),
         "grid": Arm(
             "4 x 4 tokens on a grid; sequences of 65 instead of 81 positions, so 1.3 times the steps",
-            partial(trained, name="titok-grid", tokens=16), 3, steps=1560,
+            partial(trained, name="titok-grid", tokens=16), 1, steps=1040,
         ),
-        "short": Arm("TiTok, 4 tokens", partial(trained, name="titok-sequence", tokens=4), 3, seeds=1),
+        "short": Arm("TiTok, 4 tokens", partial(trained, name="titok-sequence", tokens=4), 1, seeds=1),
     },
     rule=(
         Condition("test error, sequence over grid", ratio("mse", "sequence", over="grid"), at_most=0.95),
         Condition("test error, 4 tokens over 16", ratio("mse", "short", over="sequence"), at_least=1.15),
     ),
-    steps=1200,
-    batch=32,
+    steps=800,
+    batch=16,
     report=("mse", "psnr", "usage", "probe"),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from vistok.reproductions._rebuilding import rebuilding
 NETWORK = {"width": 32, "multipliers": [1, 1, 2], "blocks": 1, "latent_dim": 64, "attention": []}
 RECIPE: dict[str, Any] = {
     "data": {"size": 32},
-    "optimizer": {"name": "adam", "lr": 5e-4, "betas": [0.9, 0.95], "warmup": 25, "final": 0.1},
+    "optimizer": {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.95], "warmup": 25, "final": 0.1},
     "train": {"ema": None, "channels_last": True},
 }
 TESTED = 2000
@@ -44,15 +44,15 @@ REPRODUCTION = Reproduction(
     "short: it shows how the codebooks start, not where they would end",
     baseline="plain",
     arms={
-        "low-dim": Arm("1024 codes of 8 numbers, unit length", partial(codebook, dim=8, kind="cosine"), 3),
-        "plain": Arm("1024 codes of 64 numbers, plain L2", partial(codebook, dim=64, kind="plain"), 3),
+        "low-dim": Arm("1024 codes of 8 numbers, unit length", partial(codebook, dim=8, kind="cosine"), 1),
+        "plain": Arm("1024 codes of 64 numbers, plain L2", partial(codebook, dim=64, kind="plain"), 1),
     },
     rule=(
         Condition("usage, low-dim over plain", ratio("usage", "low-dim", over="plain"), at_least=2.0),
         Condition("test error, low-dim over plain", ratio("mse", "low-dim", over="plain"), at_most=1.05),
         Condition("usage of low-dim", of("low-dim", "usage"), at_least=0.02),
     ),
-    steps=400,
-    batch=32,
+    steps=300,
+    batch=16,
     report=("mse", "usage", "perplexity"),
 )
