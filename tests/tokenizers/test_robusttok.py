@@ -141,6 +141,11 @@ def test_training_starts_from_a_dinov2_file(tmp_path):
     for vit in (model.encoder.vit, model.decoder.vit):
         assert torch.equal(vit.blocks[1].mlp.expand.weight, old.encoder.vit.blocks[1].mlp.expand.weight)
         assert vit.positions.shape == (1, 65, 64)
+    taught = RobustTok(replace(model.config, teacher="backbone"))
+    terms = taught.loss({"pixels": torch.rand(2, 3, 32, 32)}, 0, torch.Generator())
+    assert terms["semantic"] > 0
+    with pytest.raises(ConfigError, match="backbone"):
+        replace(TINY, teacher="backbone")
 
 
 def test_an_authors_checkpoint_file_converts(model, tmp_path):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, InputError
 from vistok.keys import Drop, KeyTable, Rename, State
 from vistok.layout import Segment, Sizes, TokenSpec
-from vistok.losses.representation import load_teacher
+from vistok.losses.representation import ViTTeacher, load_teacher
 from vistok.losses.weights import read_weights
 from vistok.nn.patching import unpatchify
 from vistok.nn.vit import ViT, ViTConfig, fitted, recognise_vit, vit_keys, vit_rules
@@ -81,8 +81,8 @@ class RobustTokConfig:
     drop_path    share of items that skip a branch of the last block in training, less in earlier ones
     perturbation what training does to codes, None for the plain tokenizer
     semantic     weight of the contrast with the teacher's features, 0 for none
-    teacher      its name, as `vistok.losses.representation` knows it; `teach` sets another
     backbone     a DINOv2 file, path or `owner/repo:file`, from which a fresh training starts both ViTs, or None
+    teacher      "backbone": that DINOv2, frozen; or a name of `vistok.losses.representation`; `teach` sets another
     """
 
     vit: ViTConfig = field(default_factory=lambda: ViTConfig(256, 16, 768, 12, 12, layer_scale=1e-5))
@@ -93,13 +93,15 @@ class RobustTokConfig:
     drop_path: float = 0.1
     perturbation: Perturbation | None = None
     semantic: float = 0.1
-    teacher: str = "dinov2-b14"
+    teacher: str = "backbone"
     backbone: str | None = "timm/vit_base_patch14_dinov2.lvd142m:model.safetensors"
     version: int = 1
 
     def __post_init__(self) -> None:
         if self.perturbation is not None and self.perturbation.strength > self.codebook_size:
             raise ConfigError(f"{self.perturbation.strength} neighbours in a codebook of {self.codebook_size}")
+        if self.semantic and self.teacher == "backbone" and self.backbone is None:
+            raise ConfigError("teacher 'backbone' needs a backbone: give its file, another teacher, or semantic=0")
 
 
 class Encoder(nn.Module):
@@ -187,9 +189,7 @@ class RobustTok(JudgedTokenizer):
         """Start both ViTs from `config.backbone`, whose kernel and positions are resampled to this patch and grid."""
         if self.config.backbone is None:
             return
-        state = read_weights(self.config.backbone, "RobustTok's backbone")
-        known = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token", "register"))}
-        ours = fitted(vit_keys().to_ours(known), self.config.vit)
+        ours = self._backbone()
         for vit in (self.encoder.vit, self.decoder.vit):
             wanted = vit.state_dict().keys()
             vit.load_state_dict({key: value for key, value in ours.items() if key in wanted})
@@ -270,9 +270,20 @@ class RobustTok(JudgedTokenizer):
         return float((self.hits >= 0.08 * tokens / len(self.hits)).float().mean())
 
     def _teach(self) -> Callable[[Tensor], Tensor]:
-        if not self._teacher:
+        if not self._teacher and self.config.teacher == "backbone":
+            teacher = ViTTeacher(self.config.vit)
+            teacher.vit.load_state_dict(self._backbone())
+            self._teacher = [teacher.to(self.device)]
+        elif not self._teacher:
             self._teacher = [load_teacher(self.config.teacher, self.config.vit.width).to(self.device)]
         return self._teacher[0]
+
+    def _backbone(self) -> dict[str, Tensor]:
+        """A ViT's state dict in our names, resampled to this model's patch and grid."""
+        assert self.config.backbone is not None
+        state = read_weights(self.config.backbone, "RobustTok's backbone")
+        known = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token", "register"))}
+        return fitted(vit_keys().to_ours(known), self.config.vit)
 
     @torch.no_grad()
     def _count(self, quantized: Quantized, step: int) -> None:
