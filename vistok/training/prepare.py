@@ -2,7 +2,7 @@
 
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
@@ -91,7 +91,7 @@ def start_from(model: nn.Module, source: nn.Module) -> list[str]:
     return left
 
 
-def teach(model: Any, teachers: dict[str, Any], fresh: bool) -> None:
+def teach(model: Any, teachers: dict[str, str], load: Callable[[str], Any], fresh: bool) -> None:
     """Give a model its teachers, by role: frozen, and no part of it. `fresh`: it may take weights of theirs.
 
     Raises ConfigError for a model that has no teachers, or none of these.
@@ -100,7 +100,8 @@ def teach(model: Any, teachers: dict[str, Any], fresh: bool) -> None:
         return
     if not hasattr(model, "learn_from"):
         raise ConfigError(f"{model.name} learns from no teacher: drop teachers from the recipe")
-    model.learn_from({role: teacher.requires_grad_(False).eval() for role, teacher in teachers.items()}, fresh=fresh)
+    loaded = {role: load(name).requires_grad_(False).eval() for role, name in teachers.items()}
+    model.learn_from(loaded, fresh=fresh)
 
 
 def recompute(model: nn.Module) -> int:

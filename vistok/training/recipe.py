@@ -151,6 +151,7 @@ class TrainSection(Section):
 
     accumulate: parts that a process splits its share of the batch into. ema: decay, null for none. threads: of the
     CPU, null for torch's choice (small nets are fastest with 1). compile: the model's parts by torch.compile.
+    fsdp: weights, gradients and moments in shards, one for each process, for models too large for one card.
     activation_checkpointing: what blocks compute is computed again in the backward pass instead of kept. best: column
     of validation.csv by which RUN/best is chosen, null for none.
     """
@@ -164,6 +165,7 @@ class TrainSection(Section):
     channels_last: bool = False
     compile: bool = False
     activation_checkpointing: bool = False
+    fsdp: bool = False
     best: str | None = None
     threads: Count | None = None
     log_every: Count = 10
@@ -176,7 +178,7 @@ class TrainSection(Section):
 # younger than runs and reference curves that are about: left out where they are as they were before they came
 OPTIONAL = {
     "model": {"tokenizer": None, "start_from": None},
-    "train": {"compile": False, "activation_checkpointing": False, "best": None},
+    "train": {"compile": False, "activation_checkpointing": False, "fsdp": False, "best": None},
     "teachers": {},
     "perceptual": None,
     "adversary": None,

@@ -19,6 +19,7 @@ from vistok.training.judges import Judges, Verdict
 from vistok.training.optimizer import build_optimizer, learning_rate
 from vistok.training.prepare import Objective, parts
 from vistok.training.recipe import OptimizerSection, Recipe
+from vistok.training.sharding import Shards, together
 
 
 class DivergedError(VistokError, ArithmeticError):
@@ -44,13 +45,25 @@ class Step:
     """
 
     def __init__(
-        self, model: Any, recipe: Recipe, first: int, accelerator: Any, judges: Judges, doctor: Any, looks: bool
+        self,
+        model: Any,
+        recipe: Recipe,
+        first: int,
+        accelerator: Any,
+        judges: Judges,
+        doctor: Any,
+        looks: bool,
+        shards: Shards | None = None,
     ) -> None:
         self.model, self.recipe, self.first = model, recipe, first
         self.accelerator, self.judges, self.doctor, self.looks = accelerator, judges, doctor, looks
-        self.plain = Objective(model)
+        self.shards = shards
         optimizer = build_optimizer(model.parameters(), recipe.optimizer)
-        self.objective, self.optimizer = accelerator.prepare(self.plain, optimizer)
+        self.plain: Any = Objective(model) if shards is None else shards.objective
+        if shards is None:
+            self.objective, self.optimizer = accelerator.prepare(self.plain, optimizer)
+        else:
+            self.objective, self.optimizer = self.plain, optimizer
         self.verdict: Any = None
         self.judging: dict[str, Any] = {}
         if judges.adversaries:
@@ -73,7 +86,8 @@ class Step:
         values, seen, count = None, [], self.recipe.train.accumulate
         for index, part in enumerate(parts(batch, count)):
             with nullcontext() if index == count - 1 else self.accelerator.no_sync(self.objective):
-                weighted = self._weigh(self.objective(part, step, rng))
+                with nullcontext() if self.shards is None else self.accelerator.autocast():
+                    weighted = self._weigh(self.objective(part, step, rng))
                 stacked = torch.stack([value.float() for value in weighted.values()]) / count
                 values = stacked.detach() if values is None else values + stacked.detach()
                 self.accelerator.backward(stacked.sum())
@@ -134,15 +148,16 @@ class Step:
         broken = (
             name
             for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+            if parameter.grad is not None and not bool(together(torch.isfinite(parameter.grad).all()))
         )
         raise DivergedError(f"the gradient of {next(broken, 'the loss')} is not finite at step {step}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments of all optimizers, the judges and the loss scale, for a checkpoint."""
+        """Moments of all optimizers, the judges and the loss scale, for a checkpoint; for all processes to call."""
         scaler = self.accelerator.scaler
+        shards = self.shards
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if shards is None else shards.optimizer_state(self.optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
             "judges": self.judges.state_dict(),
             "judging": {role: optimizer.state_dict() for role, optimizer in self.judging.items()},
@@ -150,7 +165,10 @@ class Step:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.shards is None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.shards.load_optimizer(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.judging:
@@ -178,7 +196,7 @@ class Step:
 
     def _norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        return get_total_norm(grads)
+        return together(get_total_norm(grads))
 
     def _clip(self, parameters: Iterable[nn.Parameter], section: OptimizerSection, norm: Tensor) -> None:
         if section.clip is not None:  # after the check, which would find every gradient spoilt by a NaN norm

@@ -21,6 +21,7 @@ its weights or learn from it.
 rng is a torch.Generator on the model's device, seeded for the step; torch's global one is too.
 """
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ from vistok.training.ema import Ema
 from vistok.training.judges import Judges
 from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.prepare import (
+    Objective,
     StopSignals,
     accelerator,
     build_model,
@@ -60,6 +62,7 @@ from vistok.training.prepare import (
 from vistok.training.recipe import ModelSection, Recipe
 from vistok.training.reference import Comparison
 from vistok.training.run import RunFolder
+from vistok.training.sharding import Shards, asked
 from vistok.training.step import DivergedError as DivergedError
 from vistok.training.step import Step
 from vistok.training.validation import SHOWN, generated_grid, generator_loss, measure, read_crops, sample_grid, split
@@ -103,6 +106,7 @@ class Trainer:
         self.source, held_out = split(source, recipe.data.validation)
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
+        self.sharded = asked(self.settings.fsdp)
         self.accelerator = accelerator(self.settings.precision)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.console = console if self.main else None
@@ -135,6 +139,7 @@ class Trainer:
         self.terms: list[str] = []
         self.saved_at = self.step if self.resumed else -1
         self.ema: Ema | None = None
+        self.shards: Shards | None = None
         self.left = ""  # what a model that starts from another one did not find there
         self.signals = StopSignals()
         self.skipped: dict[str, str] = {}  # pictures that cannot be read, and why
@@ -167,8 +172,10 @@ class Trainer:
                 self.display.note(f"{len(self.skipped)} pictures cannot be read and were skipped, such as: {told}")
             if self.saved_at != self.step:
                 self._save()
-            elif self.main and self.resumed and self.resumed.step == self.total:
-                self.folder.save_model(self._evaluated())  # a kill may have come between the checkpoint and its model
+            elif self.resumed and self.resumed.step == self.total:
+                model = self._evaluated()
+                if self.main:
+                    self.folder.save_model(model)  # a kill may have come between the checkpoint and its model
             verdict = self.reference.verdict() if self.reference is not None else None
             if verdict is not None:
                 self.display.note(verdict)
@@ -184,6 +191,8 @@ class Trainer:
         self.model.train()
         self.model.zero_grad(set_to_none=True)  # what is frozen from here on must not count in the gradient's norm
         freeze(self.model, stage, self.trainable)
+        if self.shards is not None:
+            self.shards.refreeze()
         if recipe.teachers != self.taught:
             self._teach(recipe, fresh=False)
         torch.manual_seed(step_seed(self.settings.seed, -2 - index))  # the discriminators' first weights
@@ -191,7 +200,7 @@ class Trainer:
         judges.attach(self.model)
         self.doctor.begin(index, first, self.model, judges.modules())
         looks = self.device.type == "cpu"  # elsewhere only where a row or a checkpoint is due
-        self.taking = Step(self.model, recipe, first, self.accelerator, judges, self.doctor, looks)
+        self.taking = Step(self.model, recipe, first, self.accelerator, judges, self.doctor, looks, self.shards)
         if self.resumed and self.resumed.step > first and self.resumed.stage == index:
             self._load_state(self.resumed.state)
         loader = self._rank_loader(recipe)
@@ -245,10 +254,12 @@ class Trainer:
             paused = time.perf_counter()
             if validates and self.validates:
                 self._validate()
-            if samples and len(self.held_out):
+            if samples:
                 self._sample()
-            if step == last and len(self.stages) > 1 and self.main:
-                self.folder.save_model(self._evaluated(), f"stages/{self.stages[self.stage][0].name}")
+            if step == last and len(self.stages) > 1:
+                model = self._evaluated()
+                if self.main:
+                    self.folder.save_model(model, f"stages/{self.stages[self.stage][0].name}")
             if saves or stopping:
                 self._save(within=step < last)
             self.clock += time.perf_counter() - paused
@@ -290,8 +301,9 @@ class Trainer:
                 batches.close()  # type: ignore[attr-defined]
         if resumed is not None:
             self.model.load_state_dict(resumed.model)
-        self.ema = None
-        if self.settings.ema is not None:
+        self.ema, self.shards = None, None
+        plain = copy.deepcopy(self.model).eval() if self.sharded and self.main else None
+        if self.settings.ema is not None and not self.sharded:
             self.ema = Ema(self.model, self.settings.ema)
             if resumed is not None and resumed.ema:
                 self.ema.averaged.load_state_dict(resumed.ema)
@@ -299,10 +311,14 @@ class Trainer:
             raise ConfigError(f"train.activation_checkpointing: {self.model.name} has no stack of blocks to recompute")
         if self.settings.compile:
             compile_parts(self.model)
+        if self.sharded:
+            self.shards = Shards(Objective(self.model), self.accelerator, self.settings.ema, plain)
+            if resumed is not None and resumed.ema:
+                self.shards.load_average(resumed.ema)
 
     def _teach(self, recipe: Recipe, fresh: bool) -> None:
         self.taught = recipe.teachers
-        teach(self.model, {role: self._model_of(name) for role, name in recipe.teachers.items()}, fresh)
+        teach(self.model, recipe.teachers, self._model_of, fresh)
 
     def _model_of(self, name: str) -> Any:
         """The model of an earlier stage, or whatever else has that name. Raises as `vistok.load`."""
@@ -363,30 +379,43 @@ class Trainer:
 
     def _save(self, within: bool = False) -> None:
         """A checkpoint and RUN/model. `within` a stage, moments and judges too: the next one has its own."""
+        weights = self.model.state_dict() if self.shards is None else self.shards.state()
+        averaged = None
+        if self.shards is not None:
+            averaged = self.shards.averaged_state(weights) if self.settings.ema is not None else None
+            model = self.shards.whole(averaged or weights)
+        else:
+            model = self._evaluated()
+            averaged = model.state_dict() if self.ema is not None else None
+        window = self._shared(self.window) if self.window is not None and self.window_steps else None
+        moments = self.taking.state_dict() if within else {}
         if self.main:
-            averaged = self.ema.current(self.model) if self.ema is not None else None
-            window = self.window if self.window_steps else None
             state = {
                 "terms": self.terms,
                 "window": None if window is None else window.cpu(),
                 "window_steps": self.window_steps,
                 "facts": {name: (total.cpu(), count) for name, (total, count) in self.facts_seen.items()},
             }
-            if within:
-                state |= self.taking.state_dict()
-            weights = averaged.state_dict() if averaged is not None else None
-            written = Checkpoint(self.step, self.stage, self.model.state_dict(), weights, state)
-            checkpoints.save(self.folder.checkpoints, written)
-            self.folder.save_model(averaged if averaged is not None else self.model)
+            checkpoints.save(
+                self.folder.checkpoints, Checkpoint(self.step, self.stage, weights, averaged, state | moments)
+            )
+            self.folder.save_model(model)
         self.saved_at = self.step
         self.accelerator.wait_for_everyone()
 
+    def _shared(self, sums: Tensor) -> Tensor:
+        """The mean over processes of what each has summed over its share of the batches."""
+        return self.accelerator.reduce(sums, "mean") if self.accelerator.num_processes > 1 else sums
+
     def _evaluated(self) -> Any:
+        """The model to validate and to save. With shards: for all processes to call, and the main one's alone."""
+        if self.shards is not None:
+            return self.shards.whole()
         return self.ema.current(self.model) if self.ema is not None else self.model
 
     def _validate(self) -> None:
+        model = self._evaluated()
         if self.main and len(self.held_out):
-            model = self._evaluated()
             generates = isinstance(model, Generator)
             found = (
                 generator_loss(model, self.held_out, self.held_labels) if generates else measure(model, self.held_out)
@@ -415,17 +444,18 @@ class Trainer:
             self.folder.save_best(model, self.step, name, row[name])
 
     def _sample(self) -> None:
-        if self.main:
-            model = self._evaluated()
+        model = self._evaluated()
+        if self.main and len(self.held_out):
             grid = generated_grid(model) if isinstance(model, Generator) else sample_grid(model, self.held_out)
             write_image(self.folder.path / "samples" / f"step-{self.step:08d}.png", grid)
             self.curves.image("samples", grid, self.step)
 
     def _write_row(self) -> None:
         assert self.window is not None
-        means = self.window / self.window_steps
-        if self.accelerator.num_processes > 1:
-            means = self.accelerator.reduce(means, "mean")
+        means = self._shared(self.window / self.window_steps)
+        counts = torch.tensor([float(count) for _, count in self.facts_seen.values()])
+        sums = torch.stack([total for total, _ in self.facts_seen.values()]) if len(counts) else counts
+        facts = self._shared(sums / counts.to(sums)) if len(counts) else counts
         elapsed = time.perf_counter() - self.clock
         row: dict[str, Any] = {}
         if self.main:
@@ -433,7 +463,7 @@ class Trainer:
             row |= {"step": self.step, "loss": math.fsum(values)}
             row |= dict(zip(self.terms, values, strict=True))
             row |= {"lr": self.rate, "grad_norm": norm}
-            row |= {name: float(total) / count for name, (total, count) in self.facts_seen.items()}
+            row |= dict(zip(self.facts_seen, facts.tolist(), strict=True))
             done = self.step - self.clock_step
             row |= {"images_per_second": done * self.batch_size / elapsed, "waiting": self.waited / elapsed}
             assert self.log is not None
