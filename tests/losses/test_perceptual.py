@@ -93,6 +93,20 @@ def test_the_gradient_taken_at_once_is_the_gradient(name, files):
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_gives_nearly_the_same(name, files):
+    judge = build(name, files)
+    target, other = pictures()
+    full, results = judge(other, target), []
+    x = other.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        results.append(judge(x, target))
+    results[0].sum().backward()
+    assert results[0].dtype == torch.float32
+    torch.testing.assert_close(results[0], full, rtol=0.05, atol=1e-4)
+    assert torch.isfinite(x.grad).all()
+
+
 def test_lpips_takes_the_lpips_packages_names_too():
     state, package = vgg(), heads()
     stages = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))

@@ -8,6 +8,7 @@
 | titok | GroupNorm and blurred strides: TiTok, MaskBit, One-D-Piece | (B, 3, H, W) |
 | stylegan | StyleGAN2's residual net with one logit per picture: ViT-VQGAN, TexTok | squares of one size |
 | dino | heads on a frozen DINO ViT: StyleGAN-T, VAR, RobustTok, GigaTok | (B, 3, H, W) |
+| by-length | several of another one, each for reconstructions from more tokens: KARL | as those |
 | omnitokenizer-image, omnitokenizer-video | TATS' patches in two and three dimensions | (B, 3, [T,] H, W) |
 """
 
@@ -27,6 +28,7 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "titok": ("blurred", "BlurredDiscriminator", {}),
     "stylegan": ("stylegan", "StyleDiscriminator", {}),
     "dino": ("dino", "DinoDiscriminator", {}),
+    "by-length": ("by_length", "ByLength", {}),
     "omnitokenizer-image": ("patchgan", "ClipDiscriminator", {"dims": 2}),
     "omnitokenizer-video": ("patchgan", "ClipDiscriminator", {"dims": 3}),
 }

@@ -56,6 +56,11 @@ class Perceptual(Frozen):
         raise NotImplementedError
 
 
+def wide(features: Tensor) -> Tensor:
+    """At full precision: under autocast, differences of close features would drown in rounding."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
 class Standardise(nn.Module):
     """(pixels - mean) / deviation per channel; `signed`: of pixels moved to [-1, 1] first."""
 
@@ -112,7 +117,7 @@ class Lpips(Perceptual):
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """Unit-length features of five depths, (B, C, h, w) each."""
-        taps = self.taps(pixels)
+        taps = [wide(tap) for tap in self.taps(pixels)]
         return [tap / (tap.square().sum(1, keepdim=True).sqrt() + 1e-10) for tap in taps]
 
     def taps(self, pixels: Tensor) -> list[Tensor]:
@@ -178,7 +183,7 @@ class ConvNeXtLogits(Perceptual):
         """Logits (B, classes)."""
         if pixels.shape[-2:] != (self.size, self.size):
             pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return self.net(self.standard(pixels))
+        return wide(self.net(self.standard(pixels)))
 
     def compare(self, found: Tensor, wanted: Tensor) -> Tensor:
         """(B,)."""

@@ -8,7 +8,7 @@ weights for experiments without a download. Source: FQGAN (arXiv:2411.16681, sec
 """
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, isqrt
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ TRANSFORMERS = {
     "clip-b16": ("openai/clip-vit-base-patch16", CLIP),
     "dinov2-s14": ("facebook/dinov2-small", IMAGENET),
     "dinov2-b14": ("facebook/dinov2-base", IMAGENET),
+    "dinov2-l14": ("facebook/dinov2-large", IMAGENET),
 }
 TEACHERS = (*TRANSFORMERS, "gradients")
 
@@ -73,7 +74,16 @@ class VisionTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(pixel_values=teacher_input(pixels, self.standard)).last_hidden_state[:, 0]
+        return self._tokens(pixels)[:, 0]
+
+    @torch.no_grad()
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Features of the patches, (B, rows, columns, W), a square grid."""
+        patches = self._tokens(pixels)[:, 1:]
+        return patches.unflatten(1, (isqrt(patches.shape[1]), -1))
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=teacher_input(pixels, self.standard)).last_hidden_state
 
 
 class ViTTeacher(Frozen):
