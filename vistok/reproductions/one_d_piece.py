@@ -80,8 +80,8 @@ REPRODUCTION = Reproduction(
     "report, not part of the rule",
     baseline="whole",
     arms={
-        "tail drop": Arm("tail token drop", partial(trained, name="one-d-piece-drop"), 1),
-        "whole": Arm("no drop: TiTok, cut only in the test", partial(trained, name="one-d-piece-whole"), 1),
+        "tail drop": Arm("tail token drop", partial(trained, name="one-d-piece-drop"), 2),
+        "whole": Arm("no drop: TiTok, cut only in the test", partial(trained, name="one-d-piece-whole"), 2),
     },
     rule=(
         Condition("dB gained at every doubling, the least", of("tail drop", "smallest rise"), at_least=0.1),
@@ -90,7 +90,7 @@ REPRODUCTION = Reproduction(
         Condition("dB over whole at 8 tokens", difference("psnr@8", "tail drop", minus="whole"), at_least=0.5),
         Condition("dB over whole at all 16", difference("psnr@16", "tail drop", minus="whole"), at_least=-1.0),
     ),
-    steps=800,
+    steps=1600,
     batch=16,
     report=("psnr@1", "psnr@2", "psnr@4", "psnr@8", "psnr@16", "usage", "change@first", "change@last"),
 )

@@ -122,18 +122,18 @@ REPRODUCTION = Reproduction(
     "rule",
     baseline="grid",
     arms={
-        "sequence": Arm("TiTok, 16 tokens", partial(trained, name="titok-sequence", tokens=16), 1),
+        "sequence": Arm("TiTok, 16 tokens", partial(trained, name="titok-sequence", tokens=16), 2),
         "grid": Arm(
             "4 x 4 tokens on a grid; sequences of 65 instead of 81 positions, so 1.3 times the steps",
-            partial(trained, name="titok-grid", tokens=16), 1, steps=1040,
+            partial(trained, name="titok-grid", tokens=16), 2, steps=2080,
         ),
-        "short": Arm("TiTok, 4 tokens", partial(trained, name="titok-sequence", tokens=4), 1, seeds=1),
+        "short": Arm("TiTok, 4 tokens", partial(trained, name="titok-sequence", tokens=4), 2, seeds=1),
     },
     rule=(
         Condition("test error, sequence over grid", ratio("mse", "sequence", over="grid"), at_most=0.95),
         Condition("test error, 4 tokens over 16", ratio("mse", "short", over="sequence"), at_least=1.15),
     ),
-    steps=800,
+    steps=1600,
     batch=16,
     report=("mse", "psnr", "usage", "probe"),
 )  # fmt: skip
