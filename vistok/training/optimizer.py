@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from vistok.training.recipe import OptimizerSection
 
@@ -20,6 +21,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], section: OptimizerSectio
     groups = [group for group in groups if group["params"]]
     fused = all(parameter.is_floating_point() and parameter.device.type in FUSED for parameter in trained)
     if section.name == "sgd":
+        fused = fused and not any(isinstance(parameter, DTensor) for parameter in trained)  # which has no fused SGD
         return torch.optim.SGD(groups, lr=section.lr, momentum=section.betas[0], fused=fused)
     build = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
     return build(groups, lr=section.lr, betas=section.betas, fused=fused)

@@ -8,7 +8,7 @@ PyTorch's `fully_shard` does the work; Accelerate gives processes and devices. I
 CPUs (gloo), which Accelerate's own FSDP refuses.
 """
 
-import copy
+import os
 from typing import Any
 
 import torch
@@ -19,23 +19,38 @@ from vistok.errors import ConfigError
 SMALLEST = 1 << 20  # parameters of a block that is worth a unit of its own: 4 MB in one exchange
 
 
+_ASKED = False
+
+
+def asked(setting: bool) -> bool:
+    """Whether to shard: `train.fsdp`, or `accelerate launch --use_fsdp`.
+
+    Of Accelerate's own configuration the switch alone is heeded, and taken out of its hands: it wraps a model together
+    with one optimizer, which a run of several stages does not have, and on GPUs only.
+    """
+    global _ASKED
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+        _ASKED = True
+    return setting or _ASKED
+
+
 class Shards:
     """A training objective whose `model` is kept in shards.
 
-    `plain` is the whole model, on the main process alone and on its CPU: what is validated and saved, filled by
-    `whole`. The average of the weights is sharded as they are. Every method is for all processes alike.
-    Raises ConfigError where sharding is not possible.
+    `plain`: a copy of the model that is not sharded, on the main process alone: what is validated and saved, filled by
+    `whole`. `ema`: decay of the weights' average, which is sharded as they are; None for none. Every method is for all
+    processes alike. Raises ConfigError where sharding is not possible.
     """
 
-    def __init__(self, objective: nn.Module, accelerator: Any, ema: float | None) -> None:
+    def __init__(self, objective: nn.Module, accelerator: Any, ema: float | None, plain: Any) -> None:
         if accelerator.num_processes == 1:
             raise ConfigError("train.fsdp shares a model among processes: start it with torchrun or accelerate launch")
         if accelerator.mixed_precision == "fp16":
             raise ConfigError("train.fsdp goes with train.precision bf16 or fp32, not fp16")
         self.objective: nn.Module = objective
         self.model: Any = objective.model
-        self.main, self.decay = accelerator.is_main_process, ema
-        self.plain: Any = copy.deepcopy(self.model).cpu().eval() if self.main else None
+        self.main, self.decay, self.plain = accelerator.is_main_process, ema, plain
         self.units = _shard(objective, accelerator.device)
         self.averaged = {name: p.detach().clone() for name, p in self._floating()} if ema is not None else {}
 
@@ -76,9 +91,12 @@ class Shards:
                 found[name] = whole.cpu()
         return found
 
-    def whole(self) -> Any:
-        """The model to validate and to save, whole and averaged, on the main process; None elsewhere."""
-        state = self.averaged_state(self.state())
+    def whole(self, state: dict[str, Tensor] | None = None) -> Any:
+        """The model to validate and to save, whole and averaged, on the main process; None elsewhere.
+
+        `state`: what `averaged_state` gave just now, where it is at hand.
+        """
+        state = self.averaged_state(self.state()) if state is None else state
         if self.main:
             self.plain.load_state_dict(state)
         return self.plain
