@@ -169,9 +169,9 @@ def judged(reproduction: Reproduction, numbers: Mapping[str, Mapping[int, Number
     """
     rule = []
     for condition in reproduction.rule:
-        arms = condition.quantity.arms
-        seeds = sorted(set.intersection(*(set(numbers.get(arm, {})) for arm in arms)))
-        values = [condition.quantity.value({arm: numbers[arm][seed] for arm in arms}) for seed in seeds]
+        needed = condition.quantity.arms
+        seeds = sorted(set.intersection(*(set(numbers.get(arm, {})) for arm in needed)))
+        values = [condition.quantity.value({arm: numbers[arm][seed] for arm in needed}) for seed in seeds]
         holds = bool(values) and all(condition.at_least <= value <= condition.at_most for value in values)
         rule.append({"text": condition.text, "limits": condition.limits, "values": values, "holds": holds})
     baseline = numbers.get(reproduction.baseline, {})
