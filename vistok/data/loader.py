@@ -74,6 +74,7 @@ class PixelLoader:
             raise InputError(f"seed={seed}; expected 0 to 2**31 - 1")
         self.source = open_source(source)
         self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.shape: tuple[int, ...] = (3, size, size)  # of an item
         self.crop, self.flip, self.turn, self.scale = crop, flip, turn, scale
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         share = batch_size // world
@@ -126,7 +127,7 @@ class PixelLoader:
     # -- one place -----------------------------------------------------------------------------------------------
 
     def picture(self, step: int, place: int) -> tuple[Item, np.ndarray]:
-        """The item at a place of the global batch and its crop, uint8 (size, size, 3)."""
+        """The item at a place of the global batch and its crop, uint8 (size, size, 3), of clips (size, size, 3, T)."""
         position = step * self.batch_size + place
         epoch, start = divmod(position, len(self.source))
         order = self._permutation(epoch)
@@ -170,13 +171,14 @@ class _Batch:
     def __init__(self, loader: PixelLoader, step: int) -> None:
         self.loader, self.step = loader, step
         count = len(loader._places)
-        self.pixels = np.empty((count, 3, loader.size, loader.size), np.float32)
+        self.pixels = np.empty((count, *loader.shape), np.float32)
         self.items: list[Item | None] = [None] * count
 
     def fill(self, first: int) -> None:
         for row in range(first, min(first + _CHUNK, len(self.items))):
             item, cut = self.loader.picture(self.step, self.loader._places[row])
-            np.divide(cut.transpose(2, 0, 1), np.float32(255), out=self.pixels[row])
+            colour_first = np.moveaxis(cut, (2, *range(3, cut.ndim)), range(cut.ndim - 2))
+            np.divide(colour_first, np.float32(255), out=self.pixels[row])
             self.items[row] = item
 
     def result(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     open_source("train.parquet")              Hugging Face parquet: image {bytes, path}, label, caption or text
     open_source("shards/")                    WebDataset .tar shards with .txt, .json and .cls beside the pictures
     open_source("owner/name:train")           any `datasets` id, with its split
+    open_source("clips/")                     a folder of clips and no pictures
 
     source[i] -> Item(id, label, caption); item.size reads the header, item.image decodes
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from vistok.data.images import IMAGE_SUFFIXES, is_image_name
 from vistok.data.items import Item, Source
+from vistok.data.video import is_video_name
 from vistok.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,6 +111,10 @@ def _of_folder(root: Path, max_pixels: int | None) -> Source:
         shards = [file for file in found if file.endswith(suffix) and not Path(file).name.startswith((".", "_"))]
         if shards and len(shards) >= len(images):
             return _of_files([root / file for file in shards], max_pixels, root)
+    if not images and any(is_video_name(file) for file in found):
+        from vistok.data.clips import ClipSource
+
+        return ClipSource(root, [file for file in found if is_video_name(file)], max_pixels)
     if not images:
         raise InputError(
             f"{root} holds no images ({len(found)} other files); expected files that end in "

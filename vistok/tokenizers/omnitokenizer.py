@@ -17,7 +17,7 @@ sizes, and from codes to continuous tokens.
     tokens = tok.encode(clip, rate=rate)      # codes (1, 1024 (1 + 4) ...) in windows of 17 frames
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -234,6 +234,28 @@ class OmniTokenizer(JudgedTokenizer):
 
     # -- training ------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def initialise(self, batches: Iterator[dict[str, Any]], rng: torch.Generator) -> None:
+        """The codebook begins as latents of a first batch, drawn at random, as the authors' does."""
+        if not isinstance(self.quantizer, VectorQuantizer):
+            return
+        latents = self.encoder(as_clip(self.prepare(next(batches)["pixels"]))).flatten(0, 3).float()
+        chosen = torch.randint(len(latents), (self.config.codebook_size,), generator=rng, device=rng.device)
+        rows = latents[chosen.to(latents.device)]
+        self.quantizer.codebook.copy_(rows)
+        self.quantizer.sums.copy_(rows)
+        self.quantizer.counts.fill_(1)
+
+    @torch.no_grad()
+    def started(self) -> None:
+        """Weights have been taken from a model of pictures: those for later frames follow from the first frame's.
+
+        They are repeated and divided by the number of frames (the authors' "average").
+        """
+        table = key_table(self.config)
+        theirs = table.to_theirs(self.state_dict())
+        self.load_state_dict(table.to_ours(theirs | keys.inflate(theirs, self.config.frames)))
+
     def judge(  # type: ignore[override]
         self,
         adversary: AdversarialLoss | None = None,
@@ -293,13 +315,13 @@ class OmniTokenizer(JudgedTokenizer):
 
     def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
         """What the discriminators' optimiser minimises on the same batch, after `loss`."""
+        if self._judges[0] is None and self._clip_adversary is None:
+            raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
         pairs = [(self._judges[0], batch["judged"])]
         if batch["judged_clips"][0].shape[2] > 1:
             pairs.append((self._clip_adversary, batch["judged_clips"]))
         losses = [judge.discriminator_loss(pair[0], pair[1], step) for judge, pair in pairs if judge is not None]
-        if not losses:
-            raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum() if losses else batch["pixels"].new_zeros(())
 
 
 def as_clip(pixels: Tensor) -> Tensor:

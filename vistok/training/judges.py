@@ -75,6 +75,7 @@ class Judges:
             if "discriminator" in terms:
                 found[f"{prefix}discriminator_loss"] = terms["discriminator"]
                 found[f"{prefix}discriminator_accuracy"] = (terms["real_accuracy"] + terms["fake_accuracy"]) / 2
+            adversary.terms = {}  # of a step that it takes no part in it says nothing
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,6 +99,24 @@ class Verdict(nn.Module):
     def forward(self, batch: dict[str, Any], step: int) -> Tensor:
         """A scalar, of a batch that the model's loss has seen."""
         return self._model[0].discriminator_loss(batch, step)
+
+
+def check_judges(recipe: Recipe, judged: type | None) -> None:
+    """Build a stage's judges and let them go, so that a mistake shows before anything is trained or written.
+
+    `judged`: the class of the stage's model, None where it is not known yet. Raises as `Judges` and `Judges.attach` do,
+    and ConfigError where a discriminator does not take pictures of `data.size`.
+    """
+    with torch.random.fork_rng():
+        judges = Judges(recipe, 0, torch.device("cpu"))
+    if judges and judged is not None and not hasattr(judged, "judge"):
+        raise ConfigError(f"{judged.__name__} is not judged: drop perceptual and adversary from the recipe")
+    side = recipe.data.size
+    for role, adversary in judges.adversaries.items():
+        sizes: Any = getattr(adversary.discriminator, "sizes", None)
+        if sizes is not None and sizes.frames is None and not sizes.legal((side, side)):
+            name = getattr(recipe, role).discriminator["name"]
+            raise ConfigError(f"{role}: {name} judges {sizes.describe()}, and data.size is {side}")
 
 
 def _build(section: AdversarySection, first: int) -> AdversarialLoss:

@@ -18,7 +18,7 @@ from vistok.generator import Generator
 from vistok.quantize import Quantizer
 from vistok.registry import system_of
 from vistok.tokenizer import Tokenizer
-from vistok.training.recipe import ModelSection, StageSection
+from vistok.training.recipe import ModelSection, Recipe, StageSection
 
 PATIENCE = timedelta(hours=2)  # that the others wait while the main process validates or writes
 
@@ -66,21 +66,31 @@ def build_model(section: ModelSection) -> Any:
     loss = getattr(type(model), "loss", None)
     if loss in (None, Tokenizer.loss, Generator.loss):
         raise ConfigError(f"{model.name} does not define a training loss, so no recipe can train it")
-    if isinstance(model, Generator):
-        if section.tokenizer is None:
-            raise ConfigError(
-                f"{model.name} learns the tokens of a tokenizer: set model.tokenizer to the folder of one, such as "
-                "RUN/model, or to a name from `vistok list`"
-            )
-        return model.attach(vistok.load(section.tokenizer))
-    if section.tokenizer is not None:
+    if section.tokenizer is None:
+        return model
+    if not isinstance(model, Generator):
         raise ConfigError(f"model.tokenizer is for generators; {model.name} is a {model.role}")
-    return model
+    return model.attach(vistok.load(section.tokenizer))
+
+
+def check_tokenizer(recipe: Recipe) -> None:
+    """Raise ConfigError for a generator that is given no tokenizer."""
+    section = recipe.model
+    if section.name is None or section.tokenizer is not None or "tokenizer" in recipe.teachers:
+        return
+    if issubclass(system_of(section.name)[0].model, Generator):
+        raise ConfigError(
+            f"{section.name} learns the tokens of a tokenizer: set model.tokenizer to the folder of one, such as "
+            "RUN/model, or to a name from `vistok list`; or teachers.tokenizer to an earlier stage"
+        )
 
 
 @torch.no_grad()
 def start_from(model: nn.Module, source: nn.Module) -> list[str]:
-    """Take what has the same name and shape from another model. Returns the names of what stays as it was."""
+    """Take what has the same name and shape from another model. Returns the names of what stays as it was.
+
+    A model's `started()` then makes of it what it needs.
+    """
     theirs = source.state_dict()
     left = []
     for name, tensor in model.state_dict().items():
@@ -88,6 +98,8 @@ def start_from(model: nn.Module, source: nn.Module) -> list[str]:
             tensor.copy_(theirs[name])
         else:
             left.append(name)
+    if hasattr(model, "started"):
+        model.started()
     return left
 
 

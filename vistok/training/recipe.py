@@ -69,6 +69,8 @@ class DataSection(Section):
 
     flip: mirror half of them; turn: turn them by quarter turns, for tokenizers that should not mind.
     validation: a path, or how many pictures of the data to hold out (evenly spread, at most a tenth of them).
+    frames: of clips, which the data then are; with `clips`, a folder of them, the data are pictures, and steps take
+    pictures and clips in turn, `clip_batch` of them (train.batch_size unless set).
     """
 
     size: Count
@@ -78,11 +80,16 @@ class DataSection(Section):
     scale: tuple[Part, Part] | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
     validation: Annotated[int, Field(ge=0)] | str = 64
+    frames: Count | None = None
+    clips: str | None = None
+    clip_batch: Count | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.scale is not None and self.scale[0] > self.scale[1]:
             raise ValueError(f"scale is (low, high), got {self.scale}")
+        if self.frames is None and (self.clips is not None or self.clip_batch is not None):
+            raise ValueError("clips and clip_batch need frames, how many a clip has")
         return self
 
 
@@ -178,6 +185,7 @@ class TrainSection(Section):
 # younger than runs and reference curves that are about: left out where they are as they were before they came
 OPTIONAL = {
     "model": {"tokenizer": None, "start_from": None},
+    "data": {"frames": None, "clips": None, "clip_batch": None},
     "train": {"compile": False, "activation_checkpointing": False, "fsdp": False, "best": None},
     "teachers": {},
     "perceptual": None,

@@ -12,6 +12,7 @@ as its kernels are deterministic). A model knows nothing of this file. It has
     after_step(step)                              optional, after every optimizer step
     learn_from({role: model}, fresh)              optional: teachers, which it does not own; if `fresh`, it may take
                                                   weights of theirs
+    started()                                     optional: weights were taken from an earlier stage's model
     judge(adversary=, perceptual=)                optional: judges of its reconstructions, which it does not own
     discriminator_loss(batch, step)               their turn, with what `loss` put into the batch
 
@@ -34,23 +35,26 @@ import torch
 from torch import Tensor
 
 import vistok
+from vistok.data.clips import Alternating, ClipLoader, ClipSource
 from vistok.data.images import write_image
 from vistok.data.loader import PixelLoader
 from vistok.data.sources import open_source
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.generator import Generator
+from vistok.registry import system_of
 from vistok.tokenizer import Tokenizer
 from vistok.training import checkpoint as checkpoints
 from vistok.training.checkpoint import Checkpoint, step_seed
 from vistok.training.doctor import Doctor
 from vistok.training.ema import Ema
-from vistok.training.judges import Judges
+from vistok.training.judges import Judges, check_judges
 from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.prepare import (
     Objective,
     StopSignals,
     accelerator,
     build_model,
+    check_tokenizer,
     compile_parts,
     config_of,
     freeze,
@@ -110,10 +114,14 @@ class Trainer:
         self.accelerator = accelerator(self.settings.precision)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.console = console if self.main else None
+        for _, held in self.stages:
+            check_tokenizer(held)
         self._build(self.stages[0][1].model)
-        for _, held in self.stages[1:]:
+        for _, held in self.stages:  # so that a later stage's mistake shows now
             if held.model.name is not None:
-                config_of(held.model)  # so that a later stage's mistake shows now
+                config_of(held.model)
+            named = system_of(held.model.name)[0].model if held.model.name is not None else None
+            check_judges(held, type(self.model) if held.model == self.section else named)
         self.facts = facts = {
             "path": str(data),
             "items": len(source),
@@ -327,23 +335,30 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return vistok.load(str(path) if name in stages else name).to(self.device)
 
-    def _loader(self, recipe: Recipe, rank: int, world: int) -> PixelLoader:
+    def _loader(self, recipe: Recipe, rank: int, world: int) -> Any:
         data = recipe.data
-        return PixelLoader(
-            self.source,
-            size=data.size,
-            batch_size=recipe.train.batch_size,
-            seed=self.settings.seed,
-            crop=data.crop,
-            flip=data.flip,
-            turn=data.turn,
-            scale=data.scale,
-            workers=data.workers,
-            rank=rank,
-            world=world,
+        options: dict[str, Any] = {
+            "size": data.size,
+            "seed": self.settings.seed,
+            "crop": data.crop,
+            "flip": data.flip,
+            "turn": data.turn,
+            "scale": data.scale,
+            "workers": data.workers,
+            "rank": rank,
+            "world": world,
+        }
+        batch = recipe.train.batch_size
+        if data.frames is None:
+            return PixelLoader(self.source, batch_size=batch, **options)
+        if data.clips is None:
+            return ClipLoader(self.source, frames=data.frames, batch_size=batch, **options)
+        clips = ClipLoader(
+            ClipSource.below(data.clips), frames=data.frames, batch_size=data.clip_batch or batch, **options
         )
+        return Alternating(PixelLoader(self.source, batch_size=batch, **options), clips)
 
-    def _rank_loader(self, recipe: Recipe) -> PixelLoader:
+    def _rank_loader(self, recipe: Recipe) -> Any:
         world = self.accelerator.num_processes
         if recipe.train.batch_size % (world * recipe.train.accumulate):
             raise ConfigError(
@@ -388,13 +403,14 @@ class Trainer:
             model = self._evaluated()
             averaged = model.state_dict() if self.ema is not None else None
         window = self._shared(self.window) if self.window is not None and self.window_steps else None
+        facts = {name: (self._shared(total), count) for name, (total, count) in self.facts_seen.items()}
         moments = self.taking.state_dict() if within else {}
         if self.main:
             state = {
                 "terms": self.terms,
                 "window": None if window is None else window.cpu(),
                 "window_steps": self.window_steps,
-                "facts": {name: (total.cpu(), count) for name, (total, count) in self.facts_seen.items()},
+                "facts": {name: (total.cpu(), count) for name, (total, count) in facts.items()},
             }
             checkpoints.save(
                 self.folder.checkpoints, Checkpoint(self.step, self.stage, weights, averaged, state | moments)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vistok.data.clips import ClipItem
 from vistok.data.items import Item, Source
 from vistok.data.loader import center_crop
 from vistok.data.sources import open_source
@@ -54,7 +55,7 @@ def split(source: Source, validation: int | str) -> tuple[Source, Source | None]
 def read_crops(source: Source, size: int, limit: int) -> tuple[Tensor, Tensor]:
     """Centre crops of the first readable pictures, uint8 (n, 3, size, size), n <= `limit`, and their labels (n,).
 
-    A label is -1 where a picture has none.
+    Of clips, the picture in the middle. A label is -1 where a picture has none.
     """
     crops: list[np.ndarray] = []
     labels: list[int] = []
@@ -62,7 +63,7 @@ def read_crops(source: Source, size: int, limit: int) -> tuple[Tensor, Tensor]:
         if len(crops) == limit:
             break
         try:
-            crops.append(center_crop(item.image, size))
+            crops.append(center_crop(item.middle if isinstance(item, ClipItem) else item.image, size))
         except VistokError:
             continue
         labels.append(-1 if item.label is None else item.label)
