@@ -186,7 +186,7 @@ class OmniTokenizer(JudgedTokenizer):
             modality="video",
             clips=Clips(first=1, step=config.frames, maximum=config.window),
         )
-        self._clip_adversary: AdversarialLoss | None = None
+        self._clip_judge: tuple[AdversarialLoss | None] = (None,)  # in a tuple, so that it is no part of the model
 
     def _layout(self, size: tuple[int, int], frames: int | None) -> tuple[Segment, ...]:
         config = self.config
@@ -266,7 +266,7 @@ class OmniTokenizer(JudgedTokenizer):
         `perceptual`; whole clips by `clip_adversary`. Neither becomes part of the model.
         """
         super().judge(adversary, perceptual)
-        self._clip_adversary = clip_adversary
+        self._clip_judge = (clip_adversary,)
 
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Training terms for `batch["pixels"]`, pictures (B, 3, H, W) or clips (B, 3, T, H, W) in [0, 1].
@@ -301,7 +301,7 @@ class OmniTokenizer(JudgedTokenizer):
         rebuilt, matching = torch.stack(list(terms.values())).sum(), []
         pairs = {"adversarial": (self._judges[0], *frame)}
         if clips[0].shape[2] > 1:
-            pairs["clip_adversarial"] = (self._clip_adversary, *clips)
+            pairs["clip_adversarial"] = (self._clip_judge[0], *clips)
         for name, (adversary, real, fake) in pairs.items():
             if adversary is None:
                 continue
@@ -315,11 +315,11 @@ class OmniTokenizer(JudgedTokenizer):
 
     def discriminator_loss(self, batch: dict[str, Any], step: int) -> Tensor:
         """What the discriminators' optimiser minimises on the same batch, after `loss`."""
-        if self._judges[0] is None and self._clip_adversary is None:
+        if self._judges[0] is None and self._clip_judge[0] is None:
             raise ConfigError("no adversary: call judge(AdversarialLoss(...)) first")
         pairs = [(self._judges[0], batch["judged"])]
         if batch["judged_clips"][0].shape[2] > 1:
-            pairs.append((self._clip_adversary, batch["judged_clips"]))
+            pairs.append((self._clip_judge[0], batch["judged_clips"]))
         losses = [judge.discriminator_loss(pair[0], pair[1], step) for judge, pair in pairs if judge is not None]
         return torch.stack(losses).sum() if losses else batch["pixels"].new_zeros(())
 
