@@ -86,7 +86,7 @@ def check_tokenizer(recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def start_from(model: nn.Module, source: nn.Module) -> list[str]:
+def start_from(model: Any, source: nn.Module) -> list[str]:
     """Take what has the same name and shape from another model. Returns the names of what stays as it was.
 
     A model's `started()` then makes of it what it needs.
