@@ -73,8 +73,12 @@ def one_thread():
 @pytest.mark.parametrize("name", ["titok", "one-d-piece"])
 def test_two_stages_and_their_teacher(name, photos, tmp_path, one_thread):
     stages = ["stages.1.train.steps=2", "stages.2.train.steps=2", "stages.2.adversary.start=1"]
-    recipe = load_recipe(f"{name}/tiny", [*SHORT, *stages])
+    looks = ["data.validation=1", "train.validate_every=2", "train.sample_every=4"]
+    recipe = load_recipe(f"{name}/tiny", [*SHORT, *stages, *looks])
     model = train(recipe, photos, tmp_path / "run")
+    validation = (tmp_path / "run" / "validation.csv").read_text()
+    assert len(validation.splitlines()) == 4  # also in the first stage, whose codes the teacher decodes
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
     rows = columns(tmp_path / "run")
     assert [bool(row["proxy"]) for row in rows] == [False, False, True, True, False, False]
     assert [float(row["discriminator_loss"] or 0) > 0 for row in rows] == [False] * 5 + [True]

@@ -43,6 +43,7 @@ from vistok.tokenizer import TokenData
 from vistok.tokenizers import _titok_keys
 from vistok.tokenizers._judged import JudgedTokenizer
 from vistok.tokenizers.vqgan import MASKGIT_F16, VQGAN
+from vistok.tokens import Tokens
 
 SMALL, BASE, LARGE = _titok_keys.SIZES["small"], _titok_keys.SIZES["base"], _titok_keys.SIZES["large"]
 
@@ -228,8 +229,16 @@ class TiTok(JudgedTokenizer):
     def detokenize(  # type: ignore[override]
         self, data: TokenData, spec: TokenSpec, *, seeds: list[int], dtype: torch.dtype, text: Any = None
     ) -> Tensor:
-        """Codes or vectors, of the captions `text` where the model reads them, to pixels in [0, 1]."""
+        """Codes or vectors, of the captions `text` where the model reads them, to pixels in [0, 1].
+
+        In the first stage a teacher, where there is one, decodes the likeliest proxy codes.
+        """
         vectors = self.quantizer.decode(data.codes) if data.vectors is None else data.vectors  # type: ignore[arg-type]
+        if self.stage == "proxy" and self._teacher is not None:
+            assert isinstance(self.decoder, ProxyDecoder)
+            codes = self.decoder.logits(vectors.to(self.dtype), self.text_features(text, len(vectors))).argmax(-1)
+            teacher = self._teacher.model
+            return teacher.decode(Tokens(teacher.spec.at(self.spec.size).segments, codes=codes)).to(self.dtype)
         return self.decoder(vectors.to(self.dtype), self.text_features(text, len(vectors))).clamp(0, 1)
 
     def forward(  # type: ignore[override]
