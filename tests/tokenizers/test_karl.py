@@ -9,9 +9,9 @@ import torch.nn.functional as F
 import vistok
 from vistok.errors import ConfigError, InputError
 from vistok.losses.adversarial import AdversarialLoss
-from vistok.losses.patchgan import PatchDiscriminator
+from vistok.losses.by_length import ByLength
 from vistok.tokenizers._karl_network import BINS
-from vistok.tokenizers.karl import VARIANTS, ByLength, halting_terms
+from vistok.tokenizers.karl import VARIANTS, halting_terms
 
 TINY = [name for name in VARIANTS if "tiny" in name.split("-")]
 
@@ -235,19 +235,14 @@ def test_stages_learn_what_is_not_frozen():
     tok.decoder.requires_grad_(False)
     assert "reconstruction" in tok.loss({"pixels": pixels()}, 0, rng)
     tok.requires_grad_(True)
-    adversary = AdversarialLoss(ByLength([PatchDiscriminator(width=8, layers=1) for _ in range(8)], span=2))
+    adversary = AdversarialLoss(ByLength(span=2, width=8, layers=1))
     tok.judge(adversary, lambda a, b: (a - b).square().flatten(1).mean(1))
     batch = {"pixels": pixels()}
     terms = tok.loss(batch, 0, rng)
     stage2 = {"reconstruction", "perceptual", "adversarial", "active", "commitment", "codebook"}
     assert {f"{name}_{call}" for name in stage2 for call in ("estimate", "halting")} <= set(terms)
     tok.discriminator_loss(batch, 0).backward()
-    judged = {index for index, each in enumerate(adversary.discriminator.each) if each.main[0].weight.grad is not None}
+    judged = {
+        index for index, each in enumerate(adversary.discriminator.each) if next(each.parameters()).grad is not None
+    }
     assert judged == {max(0, min(8, kept // 2) - 1) for kept, _ in batch["reconstructions"]}
-
-
-def test_discriminators_by_length():
-    several = ByLength([torch.nn.Identity() for _ in range(8)])
-    for tokens, index in ((0, 0), (31, 0), (32, 0), (64, 1), (255, 6), (256, 7), (368, 7)):
-        several.choose(tokens)
-        assert several.chosen == index

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, InputError
 from vistok.keys import KeyTable, State
 from vistok.layout import Segment, Sizes, TokenSpec
+from vistok.losses.representation import load_teacher
 from vistok.nn.vae import VAE, PixelSpace, VAEConfig
 from vistok.quantize import FSQ
 from vistok.registry import System
@@ -52,8 +53,9 @@ class FlexTokConfig:
     null_dropout         share of items trained without a condition
     times, mode_scale    which times training sees (`vistok.sampling.flow.draw_times`)
     kl_weight            of the VAE's divergence, where a VAE is trained here
-    alignment            width of a teacher's patch features that the patches should predict after block
+    alignment            width of a teacher's patch features that the patches should predict before block
                          `alignment_block` of the decoder (REPA); 0 without
+    teacher              its name (`vistok.losses.representation`)
     steps, guidance      of `decode`, unless it is told others
     """
 
@@ -71,7 +73,8 @@ class FlexTokConfig:
     mode_scale: float = 0.25
     kl_weight: float = 1e-6
     alignment: int = 0
-    alignment_block: int = 1
+    alignment_block: int = 4
+    teacher: str = "dinov2-l14"
     steps: int = 20
     guidance: float = 7.5
     version: int = 1
@@ -79,6 +82,8 @@ class FlexTokConfig:
     def __post_init__(self) -> None:
         step = self.factor * self.patch
         rows, columns = (side // step for side in self.size)
+        if self.alignment and not 0 <= self.alignment_block < self.decoder.depth:
+            raise ConfigError(f"alignment_block={self.alignment_block} of {self.decoder.depth} blocks")
         if any(side % step for side in self.size) or rows > self.grid[0] or columns > self.grid[1]:
             raise ConfigError(
                 f"pictures of {self.size} need sides that are multiples of {step}, and at most {self.grid} patches"
@@ -210,7 +215,8 @@ class FlexTok(JudgedTokenizer):
 
     def align(self, teacher: Any) -> None:
         """Set the frozen model whose patch features the decoder's early patches should predict: pixels (B, 3, H, W) in
-        [0, 1] to (B, rows, columns, `config.alignment`). It becomes no part of this model or of its weights.
+        [0, 1] to (B, rows, columns, `config.alignment`). It becomes no part of this model or of its weights. Without
+        this call the teacher that the config names is loaded when `loss` first needs it.
         """
         if self.align_head is None:
             raise ConfigError("alignment=0: this FlexTok was built without a head for a teacher's features")
@@ -245,13 +251,16 @@ class FlexTok(JudgedTokenizer):
         noisy, target = interpolate(latent, noise, t)
         found, features = self.decoder.look(noisy, t, known, config.alignment_block)
         terms = {"flow": F.mse_loss(found.float(), target.float())}
-        if self._teacher and self.align_head is not None:
+        if self.align_head is not None:
             terms["alignment"] = self._alignment(features, pixels)
         return terms
 
     def _alignment(self, features: Tensor, pixels: Tensor) -> Tensor:
         """-mean cosine of predicted and the teacher's patch features, the teacher's resampled to our grid."""
         assert self.align_head is not None
+        if not self._teacher:
+            named = load_teacher(self.config.teacher, self.config.alignment).to(self.device)
+            self.align(named.patches)
         with torch.no_grad():
             target = self._teacher[0](pixels).permute(0, 3, 1, 2).float()
             _, height, width = self.config.latent

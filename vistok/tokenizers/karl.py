@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, InputError
 from vistok.keys import KeyTable, State
 from vistok.layout import Segment, Sizes, TokenSpec
+from vistok.losses.by_length import ByLength
 from vistok.nn.cnn import CNNConfig
 from vistok.nn.query_vit import ViTSize
 from vistok.processes import max_over_processes
@@ -287,23 +288,6 @@ class KARL(JudgedTokenizer):
         least = -max_over_processes(-reached.detach().float())
         decayed = torch.where(self.encoder.bins >= least, DECAY * self.probabilities, self.probabilities)
         self.probabilities.copy_(decayed / decayed.sum())
-
-
-class ByLength(nn.Module):
-    """Several discriminators of one kind, of which `choose` sets the one for a number of tokens: the n-th for up to
-    `span` more than the one before.
-    """
-
-    def __init__(self, discriminators: Sequence[nn.Module], span: int = 32) -> None:
-        super().__init__()
-        self.each, self.span, self.chosen = nn.ModuleList(discriminators), span, 0
-
-    def choose(self, tokens: int) -> None:
-        """Use the discriminator of that many tokens from now on."""
-        self.chosen = max(0, min(len(self.each), tokens // self.span) - 1)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.each[self.chosen](pixels)
 
 
 def targets(quality: float | Sequence[float] | Tensor, items: int, device: torch.device) -> Tensor:
