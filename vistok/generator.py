@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vistok.errors import ConfigError, InputError, MismatchError, nearest
 from vistok.layout import Clips, Segment, Sizes, TokenSpec
-from vistok.model import Model
+from vistok.model import Aside, Model
 from vistok.sampling.tokens import Sampling
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Source, Tokens
@@ -48,7 +48,7 @@ class Generator(Model):
 
     def __init__(self, config: Any, name: str | None = None) -> None:
         super().__init__(config, name)
-        self._attached = _Attached()
+        self._attached = Aside()
 
     # -- for users -----------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Generator(Model):
                 f"{self.name} was made for {made_for.name!r} (weights {made_for.weights[:8]}), "
                 f"not for this {tokenizer.name!r} (weights {tokenizer.fingerprint[:8]})"
             )
-        self._attached.tokenizer = tokenizer.eval()
+        self._attached.held = tokenizer.eval()
         self.config = replace(self.config, tokenizer=tokenizer.source)
         return self
 
@@ -130,7 +130,7 @@ class Generator(Model):
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that was attached."""
-        return self._attached.tokenizer
+        return self._attached.held
 
     @property
     def source(self) -> Source | None:
@@ -300,15 +300,6 @@ def drop_labels(labels: Tensor, share: float, null: int, rng: torch.Generator) -
         raise ConfigError(f"label dropout {share}; expected a share of at least 0 and below 1")
     dropped = torch.rand(labels.shape, generator=rng, device=rng.device).to(labels.device) < share
     return torch.where(dropped, null, labels)
-
-
-class _Attached:
-    """Holds a tokenizer that is no part of the model: outside its weights, and shared by its copies."""
-
-    tokenizer: Tokenizer | None = None
-
-    def __deepcopy__(self, memo: dict) -> "_Attached":
-        return self
 
 
 class _Evaluation:

@@ -111,3 +111,15 @@ class without_initial_values(TorchFunctionMode):
 def _changes_in_place(function: Callable) -> bool:
     name = getattr(function, "__name__", "")
     return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+
+
+class Aside:
+    """Holds what a model uses without owning it (a teacher, a tokenizer, judges): outside its modules and weights, and
+    shared by its copies.
+    """
+
+    def __init__(self, held: Any = None) -> None:
+        self.held = held
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Aside":
+        return self

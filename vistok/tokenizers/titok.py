@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, InputError
 from vistok.keys import KeyTable, State
 from vistok.layout import Needs, Output, Segment, Sizes, TokenSpec
+from vistok.model import Aside
 from vistok.nn.clip_text import clip_text_features
 from vistok.nn.cnn import CNNConfig, CNNDecoder
 from vistok.nn.patching import unpatchify
@@ -179,7 +180,7 @@ class TiTok(JudgedTokenizer):
     config: TiTokConfig
     quantizer: VectorQuantizer | GaussianQuantizer
     decoder: PixelHead | ProxyDecoder
-    _teacher: "_Aside | None" = None
+    _teacher: Aside = Aside()
 
     def __init__(self, config: TiTokConfig, name: str | None = None) -> None:
         super().__init__(config, name)
@@ -296,7 +297,7 @@ class TiTok(JudgedTokenizer):
                 f"{teacher.name} gives {known[1]} codes of {known[0]} a picture of {side} pixels, {self.name} predicts "
                 f"{cells} of {self.config.proxy_codes}"
             )
-        self._teacher = _Aside(teacher)
+        self._teacher = Aside(teacher)
         if self.stage == "pixels" and fresh:
             assert isinstance(self.decoder, ProxyDecoder)
             assert self.decoder.pixels is not None
@@ -359,26 +360,16 @@ class TiTok(JudgedTokenizer):
     def _proxy_codes(self, batch: dict[str, Any], pixels: Tensor) -> Tensor:
         if batch.get("proxy_codes") is not None:
             return batch["proxy_codes"].to(self.device)
-        if self._teacher is None:
+        if self._teacher.held is None:
             raise InputError(
                 "the first stage learns the codes of MaskGIT-VQGAN (B, cells): give batch['proxy_codes'], or the model "
                 "that makes them to learn_from"
             )
-        return self._teacher.model.encode(pixels.float().clamp(0, 1)).codes.to(self.device)
+        return self._teacher.held.encode(pixels.float().clamp(0, 1)).codes.to(self.device)
 
     def shorten(self, vectors: Tensor, rng: torch.Generator) -> Tensor:
         """The vectors that training decodes: here all of them."""
         return vectors
-
-
-class _Aside:
-    """Keeps a model out of another one's modules, weights and copies."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __deepcopy__(self, memo: Any) -> "_Aside":
-        return self
 
 
 def _grid_decoder(config: TiTokConfig) -> GridDecoder:
