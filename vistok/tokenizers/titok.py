@@ -235,10 +235,10 @@ class TiTok(JudgedTokenizer):
         In the first stage a teacher, where there is one, decodes the likeliest proxy codes.
         """
         vectors = self.quantizer.decode(data.codes) if data.vectors is None else data.vectors  # type: ignore[arg-type]
-        if self.stage == "proxy" and self._teacher is not None:
+        if self.stage == "proxy" and self._teacher.held is not None:
             assert isinstance(self.decoder, ProxyDecoder)
             codes = self.decoder.logits(vectors.to(self.dtype), self.text_features(text, len(vectors))).argmax(-1)
-            teacher = self._teacher.model
+            teacher = self._teacher.held
             return teacher.decode(Tokens(teacher.spec.at(self.spec.size).segments, codes=codes)).to(self.dtype)
         return self.decoder(vectors.to(self.dtype), self.text_features(text, len(vectors))).clamp(0, 1)
 
