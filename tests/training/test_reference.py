@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from rich.console import Console
 
@@ -156,6 +157,30 @@ def test_a_run_that_goes_wrong_is_told_so_while_it_trains(recorded, photos, tmp_
     told = told_by(make(), photos, tmp_path / "a")
     assert "is above the reference's band" in told
     assert "outside the reference curve of pupil/tiny at" in told
+
+
+def test_healthy_runs_stay_in_the_band(tmp_path, monkeypatch):
+    """Curves of two and of three seeds, from losses with noise that falls as they do; further seeds beside them."""
+    random = np.random.RandomState(0)
+    means = 1 / np.arange(1, 21)
+
+    def losses() -> list[tuple[int, float]]:
+        return list(zip(range(1, 21), means * (1 + 0.05 * random.randn(20)), strict=True))
+
+    left = 0
+    for trial in range(60):
+        runs = [tmp_path / f"{trial}-{seed}" for seed in range(2 + trial % 2)]
+        for seed, run in enumerate(runs):
+            run.mkdir()
+            recipe = make(train__steps=20, train__seed=seed)
+            (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.plain()))
+            (run / "run.json").write_text(json.dumps(SAME))
+            (run / "log.csv").write_text("step,loss\n" + "".join(f"{step},{loss}\n" for step, loss in losses()))
+        found = Comparison(record("x", runs, tmp_path / "x.json"), SAME)
+        for step, loss in losses():
+            found.add(step, loss)
+        left += not found.verdict().startswith("within")
+    assert left <= 4
 
 
 def test_runs_that_cannot_make_a_curve(recorded, photos, tmp_path):

@@ -99,6 +99,11 @@ class GridTiTok(TiTok):
         self.encoder, self.decoder = GridEncoder(config), GridHead(config)  # type: ignore[assignment]
         scale_to_width(self)
 
+    @property
+    def last_layer(self) -> Tensor:
+        """As TiTok's; nothing judges it here."""
+        return self.decoder.smooth.weight  # type: ignore[union-attr, return-value]
+
 
 def trained(seed: int, context: Context, *, name: str, tokens: int) -> Mapping[str, float]:
     """Train a variant with so many tokens, and test it."""

@@ -3,8 +3,9 @@
     runs of several seeds         --> `record`: vistok/recipes/<slug>/<name>.curve.json
     a run with the same settings  --> `Comparison`: within the band or outside, while it trains and at the end
 
-A point of a curve is the mean loss over an interval of steps. The band around it is five standard deviations between
-seeds, pooled over a point and its neighbours on either side, and at least 1 % of the loss wide on each side.
+A point of a curve is the mean loss over an interval of steps. The band around it is 3 + 6 / (seeds - 1) standard
+deviations between seeds wide on each side, pooled over a point and its neighbours, and at least 1 % of the loss: so few
+seeds tell their deviation badly, and a healthy run should leave the band once in a hundred runs or less.
 Settings that do not change what is learnt, such as the seed or how often a row is logged, may differ.
 """
 
@@ -26,7 +27,7 @@ from vistok.training.recipe import FOLDER, Recipe, check
 
 VERSION = 1
 POINTS = 20
-DEVIATIONS, LEAST, NEIGHBOURS = 5.0, 0.01, 2
+LEAST, NEIGHBOURS = 0.01, 2
 IMMATERIAL = {
     "data": ("workers", "validation"),
     "train": (
@@ -151,10 +152,11 @@ def record(name: str, runs: Sequence[Path], path: Path) -> Curve:
         math.fsum((points[step] - mean) ** 2 for points in series) / (len(series) - 1)
         for step, mean in zip(steps, means, strict=True)
     ]
+    deviations = 3 + 6 / (len(series) - 1)
     points = []
     for index, (step, mean) in enumerate(zip(steps, means, strict=True)):
         near = variances[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1]
-        half = max(LEAST * abs(mean), DEVIATIONS * math.sqrt(math.fsum(near) / len(near)))
+        half = max(LEAST * abs(mean), deviations * math.sqrt(math.fsum(near) / len(near)))
         points.append(Point(step, *(float(f"{value:.5g}") for value in (mean, mean - half, mean + half))))
     data = {"items": facts[0]["items"], "fingerprint": facts[0]["fingerprint"]}
     plain = {
