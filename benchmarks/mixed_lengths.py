@@ -1,6 +1,6 @@
 """Batches of mixed lengths against the same tokens sorted by length, for tokenizers whose pictures need different ones.
 
-    python benchmarks/mixed_lengths.py [--items 32] [--batch 8] [--rounds 5] [--out benchmarks/results/mixed_lengths.json]
+    python benchmarks/mixed_lengths.py [--items 32] [--batch 8] [--rounds 5] [--out results/mixed_lengths.json]
 
 The same tokens are decoded three times a round, in turns: in batches as they come (`mixed`), in batches sorted by
 length (`sorted`), and as if every item had all positions (`padded`: KARL's mask over all 256, FlexTok's 256 registers).

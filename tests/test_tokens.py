@@ -1,5 +1,7 @@
 """Tokens: slicing, joining, bits, and the token file with every kind of damage."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from vistok.errors import FormatError, InputError, MismatchError
 from vistok.layout import Canvas, Segment
 from vistok.tokens import Source, Tokens
 
+SAMPLES = Path(__file__).parent / "samples"
 SEGMENTS = (Segment("holistic", (3,), (17,)), Segment("patches", (2, 4), (1000, 5)))
 
 
@@ -61,6 +64,65 @@ def test_round_trip_with_keep_unsent_codes_and_vectors():
         back = Tokens.from_bytes(soft.to_bytes())
         assert back.equal(soft)
         assert soft.bits().tolist() == [12 * 8 * dtype.itemsize] * 2
+
+
+def test_absent_positions_cost_one_bit_and_do_not_count():
+    keep = torch.tensor([[True] + [False] * 10, [False] * 11])
+    tokens = example(keep=keep)
+    assert tokens.bits().tolist() == [11 + 5, 11]
+    whole = example(keep=torch.ones(2, 11, dtype=torch.bool))
+    assert len(tokens.to_bytes()) < len(whole.to_bytes()) - 20
+    again = Tokens.from_bytes(tokens.to_bytes())
+    assert torch.equal(again.codes[0, 0], tokens.codes[0, 0])
+    assert (again.codes[~keep] == -1).all()
+    other = example(keep=keep)
+    other.codes[~keep] = 3
+    assert other.equal(tokens)
+    assert other.to_bytes() == tokens.to_bytes()
+    soft = Tokens((Segment("grid", (2, 2), dim=3),), vectors=torch.rand(2, 4, 3), keep=keep[:, :4])
+    assert Tokens.from_bytes(soft.to_bytes()).equal(soft)
+    assert example().to_bytes()[4] == 1  # without a mask older versions still read it
+    assert tokens.to_bytes()[4] == 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_kept_tokens_of_every_version_are_read(version):
+    tokens = Tokens.load(SAMPLES / f"kept-v{version}.vtok")
+    assert tokens.lengths.tolist() == [3, 6, 9]
+    assert tokens.codes[tokens.keep].tolist() == [
+        33,
+        63,
+        79,
+        66,
+        99,
+        78,
+        76,
+        94,
+        33,
+        26,
+        91,
+        54,
+        24,
+        41,
+        69,
+        69,
+        49,
+        80,
+    ]
+    assert tokens.canvas == (Canvas((32, 32)),) * 3
+
+
+def test_a_prefix_of_each_items_own_length():
+    tokens = example(3)
+    mixed = tokens.prefix([2, 7, 4])
+    assert mixed.length == 7
+    assert mixed.lengths.tolist() == [2, 7, 4]
+    assert torch.equal(mixed.codes, tokens.codes[:, :7])
+    assert torch.equal(mixed.prefix([1, 7, 7]).keep, mixed.keep & tokens.prefix([1, 7, 7]).keep)
+    assert tokens.prefix(torch.tensor([2, 2, 2])).lengths.tolist() == [2, 2, 2]
+    for lengths in ([1, 2], [0, 1, 2], [1, 2, 12], [1.0, 2.0, 3.0]):
+        with pytest.raises(InputError):
+            tokens.prefix(lengths)
 
 
 def test_every_bit_flip_cut_and_tail_is_noticed():

@@ -197,7 +197,9 @@ class Tokenizer(Model):
         self._check_source(tokens)
         with self.inference():
             moved = tokens.to(self.device)
-            return moved.vectors if moved.vectors is not None else self.quantizer.decode(moved.codes)  # type: ignore[operator]
+            if moved.vectors is not None:
+                return moved.vectors
+            return self.quantizer.decode(_present(moved))  # type: ignore[operator]
 
     def forward(self, pixels: Tensor, **conditions: Any) -> Tensor:
         """Reconstruction (B, C, H, W) of pixels in [0, 1] of a legal size, differentiable where the system is."""
@@ -290,7 +292,7 @@ class Tokenizer(Model):
         spec.check_prefix(tokens.length)
         moved = tokens.to(self.device)
         self._check_codes(moved)
-        data = TokenData(moved.codes, moved.vectors, moved.keep)
+        data = TokenData(_present(moved), moved.vectors, moved.keep)
         single = self.spec.at(canvas.tile, frames=canvas.window)
         if canvas.pieces == 1:
             pixels = self.detokenize(data, single, seeds=seeds, dtype=dtype, **conditions)
@@ -344,6 +346,14 @@ def _stack(batches: Any) -> Tensor:
     if len({part.dtype for part in pixels}) > 1:
         pixels = [as_float(part) for part in pixels]
     return torch.cat(pixels)
+
+
+def _present(tokens: Tokens) -> Tensor | None:
+    """Codes with 0 where `keep` says that nothing is: files and generators may have left anything there, such as -1."""
+    if tokens.codes is None or tokens.keep is None:
+        return tokens.codes
+    absent = ~tokens.keep if tokens.codes.ndim == 2 else ~tokens.keep[..., None]
+    return tokens.codes.masked_fill(absent, 0)
 
 
 def _as_sequence(latent: Tensor) -> Tensor:

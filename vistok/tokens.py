@@ -28,7 +28,7 @@ from vistok.files import write_atomically
 from vistok.layout import Canvas, Segment
 
 MAGIC = b"VTOK"
-VERSION = 1
+VERSION = 2  # written where there is a keep mask; files without one are of version 1
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,15 @@ class Tokens:
         )
 
     def equal(self, other: "Tokens") -> bool:
-        """Same layout, values, masks and canvases, whatever the device and the source."""
+        """Same layout, masks, canvases, and values where there are any, whatever the device and the source."""
         return (
             self.segments == other.segments
             and self.canvas == other.canvas
             and (self.codes is None) == (other.codes is None)
             and (self.keep is None) == (other.keep is None)
-            and torch.equal(self.data.cpu(), other.data.cpu())
+            and self.data.shape == other.data.shape
             and (self.keep is None or torch.equal(self.keep.cpu(), other.keep.cpu()))  # type: ignore[union-attr]
+            and torch.equal(self._there(), other._there())
         )
 
     # -- bits and files ------------------------------------------------------------------------------------------
@@ -240,9 +241,18 @@ class Tokens:
     def _column(self, column: int, first: int, last: int) -> Tensor:
         return self.data[:, first:last] if self.data.ndim == 2 else self.data[:, first:last, column]
 
+    def _there(self) -> Tensor:
+        """The data on the CPU, of the positions that are there alone where `keep` says which."""
+        return self.data.cpu() if self.keep is None else self.data.cpu()[self.keep.cpu()]
+
+    def _values(self, column: int, first: int, last: int) -> Tensor:
+        """Codes of a column as a file holds them: those that are there, item by item, on the CPU."""
+        values = self._column(column, first, last).cpu()
+        return values.flatten() if self.keep is None else values[self.keep[:, first:last].cpu()]
+
     def _unsent(self, column: int, first: int, last: int) -> int:
-        """1 if codes of this column are -1 where they could have been sent, else 0."""
-        values = self._column(column, first, last)
+        """1 if codes of this column are -1 where they are there, else 0."""
+        values = self._values(column, first, last)
         return int(values.numel() > 0 and bool((values < 0).any()))
 
     def to_bytes(self) -> bytes:
@@ -266,12 +276,12 @@ class Tokens:
             payload.append(bits.pack(self.keep.cpu().numpy(), 1))
         if self.vectors is not None:
             header["dtype"] = str(self.vectors.dtype).removeprefix("torch.")
-            payload.append(self.vectors.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            payload.append(self._there().detach().contiguous().view(torch.uint8).numpy().tobytes())
         else:
             header["unsent"] = []
             for columns, first, last in self._columns():
                 for column, size in columns:
-                    values = self._column(column, first, last).cpu().numpy()
+                    values = self._values(column, first, last).numpy()
                     unsent = self._unsent(column, first, last)
                     header["unsent"].append(unsent)
                     if values.size and values.max() >= size:
@@ -279,7 +289,8 @@ class Tokens:
                     payload.append(bits.pack(values + unsent, bits.width(size + unsent)))
         packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
         body = b"".join(payload)
-        start = MAGIC + struct.pack("<HIQ", VERSION, len(packed), len(body))
+        version = 1 if self.keep is None else VERSION
+        start = MAGIC + struct.pack("<HIQ", version, len(packed), len(body))
         whole = start + packed + body
         return whole + struct.pack("<I", zlib.crc32(whole))
 
@@ -303,12 +314,12 @@ class Tokens:
             raise FormatError("the token file is damaged: its checksum does not match")
         try:
             header = json.loads(zlib.decompress(data[_FIXED : _FIXED + header_size]))
-            return cls._from_header(header, memoryview(data)[_FIXED + header_size : -4])
+            return cls._from_header(header, memoryview(data)[_FIXED + header_size : -4], version)
         except (KeyError, TypeError, ValueError, zlib.error) as error:  # a forged file whose checksum was made to match
             raise FormatError(f"the token file's header does not describe its contents: {error}") from error
 
     @classmethod
-    def _from_header(cls, header: dict[str, Any], body: memoryview) -> "Tokens":
+    def _from_header(cls, header: dict[str, Any], body: memoryview, version: int) -> "Tokens":
         segments = tuple(
             Segment(name, tuple(shape), tuple(books), dim) for name, shape, books, dim in header["segments"]
         )
@@ -324,6 +335,7 @@ class Tokens:
         if header["keep"]:
             flags = bits.unpack(take(bits.packed_size(items * length, 1)), items * length, 1)
             keep = torch.from_numpy(flags.astype(bool)).reshape(items, length)
+        stored = torch.ones(items, length, dtype=torch.bool) if keep is None or version == 1 else keep
         canvas: tuple[Canvas, ...] = ()
         if "canvas" in header:
             distinct = [Canvas.from_json(plain) for plain in header["canvas"]]
@@ -334,8 +346,9 @@ class Tokens:
         codes = vectors = None
         if "dtype" in header:
             dtype = getattr(torch, header["dtype"])
-            raw = np.frombuffer(take(items * length * columns * dtype.itemsize), dtype=np.uint8).copy()
-            vectors = torch.from_numpy(raw).view(dtype).reshape(items, length, columns)
+            raw = np.frombuffer(take(int(stored.sum()) * columns * dtype.itemsize), dtype=np.uint8).copy()
+            vectors = torch.zeros(items, length, columns, dtype=dtype)
+            vectors[stored] = torch.from_numpy(raw).view(dtype).reshape(-1, columns)
         else:
             codes = torch.full((items, length, columns or 1), -1, dtype=torch.long)
             unsent_flags = iter(header["unsent"])
@@ -343,10 +356,11 @@ class Tokens:
             for segment in segments:
                 stop = min(start + segment.count, length)
                 for column, size in enumerate(segment.codebooks if stop > start else ()):
-                    unsent, count = next(unsent_flags), items * (stop - start)
+                    part = stored[:, start:stop]
+                    unsent, count = next(unsent_flags), int(part.sum())
                     value_bits = bits.width(size + unsent)
                     values = bits.unpack(take(bits.packed_size(count, value_bits)), count, value_bits) - unsent
-                    codes[:, start:stop, column] = torch.from_numpy(values).reshape(items, -1)
+                    codes[:, start:stop, column][part] = torch.from_numpy(values)
                 start += segment.count
             codes = codes if columns else codes[..., 0]
         if offset != len(body):

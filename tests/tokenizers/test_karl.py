@@ -89,8 +89,21 @@ def test_a_halted_token_sees_itself_alone_and_is_seen_by_none():
 def test_what_is_halted_does_not_matter():
     tok = undecided()
     tokens = halted(tok.encode(pixels()))
-    other = replace(tokens, codes=torch.where(tokens.keep, tokens.codes, (tokens.codes + 7) % 256))
-    torch.testing.assert_close(tok.decode(other), tok.decode(tokens))
+    for elsewhere in ((tokens.codes + 7) % 256, torch.full_like(tokens.codes, -1)):
+        other = replace(tokens, codes=torch.where(tokens.keep, tokens.codes, elsewhere))
+        torch.testing.assert_close(tok.decode(other), tok.decode(tokens))
+        assert torch.equal(tok.embed(other)[tokens.keep], tok.embed(tokens)[tokens.keep])
+
+
+def test_compressed_files_hold_the_mask_and_what_is_kept():
+    from vistok import compressed
+
+    tok = undecided()
+    for row in range(3):
+        tokens = halted(tok.encode(pixels(3)))[row]
+        again = compressed.unpack(tok, compressed.pack(tok, tokens))
+        assert torch.equal(again.keep, tokens.keep)
+        torch.testing.assert_close(tok.decode(again), tok.decode(tokens))
 
 
 def test_all_or_nothing_kept():
