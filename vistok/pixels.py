@@ -17,11 +17,11 @@ from torch import Tensor
 
 from vistok.errors import InputError
 from vistok.layout import Canvas, Clips, Size, Sizes
+from vistok.upright import upright_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
 
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 OnSize = Literal["pad", "refuse", "resize", "tile"]
 
 
@@ -97,25 +97,6 @@ def to_pil(pixels: Tensor) -> "Image.Image":
     pixels = pixels[0] if pixels.ndim == 4 else pixels
     array = as_uint8(pixels.detach()).cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
-
-
-def upright_rgb(image: "Image.Image") -> "Image.Image":
-    """RGB with 8 bits a channel: EXIF rotation applied, 16-bit scaled down, transparency laid over white."""
-    from PIL import Image, ImageOps
-
-    if getattr(image, "n_frames", 1) > 1:
-        image.seek(0)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        array = np.asarray(image).astype(np.float64)
-        top = 65535.0 if image.mode != "F" else max(float(array.max(initial=1.0)), 1.0)
-        image = Image.fromarray(np.clip(np.rint(array * (255.0 / top)), 0, 255).astype(np.uint8))
-    if image.getexif().get(ORIENTATION, 1) != 1:  # asked first, because exif_transpose copies every picture
-        image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # -- fitting to legal sizes ------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def decode_image(image: "Image.Image", name: str = "the picture") -> "Image.Imag
 
     Raises FormatError when the picture is cut short or damaged.
     """
-    from vistok.pixels import upright_rgb
+    from vistok.upright import upright_rgb
 
     try:
         image.load()

@@ -1,32 +1,28 @@
-"""Items of a source in order, read and decoded by threads ahead of their use, in bounded memory."""
+"""Items of a source in order, read and decoded ahead of their use, in bounded memory.
+
+Threads do it, and where a job turns out to be long and its pictures small, processes for them (`data.decoding`).
+"""
 
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
 
 import numpy as np
 
+from vistok.data.decoding import SMALL, Decoded, DecodingProcesses
 from vistok.data.items import Item, Source
 from vistok.errors import VistokError
 
 AHEAD_ITEMS = 512
 AHEAD_BYTES = 512 * 2**20
+PROCESSES_FROM = 4096  # items; shorter jobs are over before a process has begun
 _RUN = 16  # items that one task decodes one after the other: tiny pictures cost less than handing over a task
-
-
-@dataclass
-class Decoded:
-    """An item and its pixels, uint8 (H, W, C), or why there are none."""
-
-    index: int
-    item: Item
-    pixels: np.ndarray | None = None
-    error: str | None = None
+_WHILE_STARTING = 128
+_PROCESS_RUN = 64  # the same where a process decodes them
 
 
 def decode_ahead(
@@ -35,15 +31,21 @@ def decode_ahead(
     prepare: Callable[[Item], np.ndarray],
     workers: int | None = None,
     budget: int = AHEAD_BYTES,
+    expected: int = 0,
 ) -> Generator[Decoded, None, None]:
-    """Items in order, read and decoded by threads ahead of their use.
+    """Items in order, read and decoded by `workers` threads ahead of their use.
 
     At most `budget` bytes of decoded pixels wait, and one picture more: sizes are read from the headers first, and a
-    thread whose picture does not fit waits until it is that picture's turn.
+    thread whose picture does not fit waits until it is that picture's turn. Small pictures that processes decode
+    (where PROCESSES_FROM are `expected`, the first ones are small, and `source` and `prepare` pickle) are bounded by
+    AHEAD_ITEMS.
     """
     space = _Space(budget)
-    workers = min(8, (os.cpu_count() or 1) + 1) if workers is None else max(workers, 1)
-    run = max(1, min(_RUN, AHEAD_ITEMS // (2 * workers)))
+    cores = os.cpu_count() or 1
+    processes = min(8, max(1, cores - 1)) if workers is None else max(workers, 1)
+    workers = min(8, cores + 1) if workers is None else max(workers, 1)
+    helpers: DecodingProcesses | None = None
+    small = 0  # pictures in a row
 
     def decode(turn: int, index: int) -> tuple[Decoded, int]:
         item, taken = Item(f"item {index}", lambda: b""), 0
@@ -56,11 +58,13 @@ def decode_ahead(
             return Decoded(index, item, error=str(error)), taken
 
     def decode_run(turns: list[tuple[int, int]], out: "SimpleQueue[tuple[Decoded, int] | BaseException]") -> None:
-        for turn, index in turns:
+        ready = helpers if helpers and helpers.ready else None
+        done = ready.decode([index for _, index in turns]) if ready else [None] * len(turns)
+        for (turn, index), there in zip(turns, done, strict=True):
             if space.closed:
                 return
             try:
-                out.put(decode(turn, index))
+                out.put((there, 0) if there else decode(turn, index))
             except BaseException as error:  # a bug: the consumer raises it
                 out.put(error)
 
@@ -70,7 +74,11 @@ def decode_ahead(
     turns = enumerate(indices)
     try:
         while True:
-            while ahead + run <= max(AHEAD_ITEMS, run) and (batch := list(islice(turns, run))):
+            run = _PROCESS_RUN if helpers and helpers.ready else _RUN
+            run = max(1, min(run, AHEAD_ITEMS // (2 * workers)))
+            # what threads decode while processes start takes the lock from the model: no more of it than needed
+            limit = AHEAD_ITEMS if helpers is None or helpers.ready else min(AHEAD_ITEMS, _WHILE_STARTING)
+            while ahead + run <= max(limit, run) and (batch := list(islice(turns, run))):
                 out: SimpleQueue[tuple[Decoded, int] | BaseException] = SimpleQueue()
                 pool.submit(decode_run, batch, out)
                 waiting.append((len(batch), out))
@@ -83,10 +91,16 @@ def decode_ahead(
                 if isinstance(result, BaseException):
                     raise result
                 space.give_back(result[1])
+                if helpers is None and (pixels := result[0].pixels) is not None:
+                    small = small + 1 if pixels.shape[0] * pixels.shape[1] <= SMALL else 0
+                    if small == _RUN and expected >= PROCESSES_FROM:
+                        helpers = DecodingProcesses(source, prepare, processes)
                 yield result[0]
             ahead -= count
     finally:
         space.close()
+        if helpers:
+            helpers.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

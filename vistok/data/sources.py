@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from vistok.data.images import IMAGE_SUFFIXES, is_image_name
 from vistok.data.items import Item, Source
-from vistok.data.video import is_video_name
 from vistok.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ def _of_folder(root: Path, max_pixels: int | None) -> Source:
         shards = [file for file in found if file.endswith(suffix) and not Path(file).name.startswith((".", "_"))]
         if shards and len(shards) >= len(images):
             return _of_files([root / file for file in shards], max_pixels, root)
+    from vistok.data.video import is_video_name  # here, because it needs torch, and decoding processes do not
+
     if not images and any(is_video_name(file) for file in found):
         from vistok.data.clips import ClipSource
 

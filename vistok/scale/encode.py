@@ -1,6 +1,6 @@
 """A whole data set through a tokenizer into a store, exactly once, at the model's speed.
 
-    source --threads: read, decode--> pixels, in order --model: a batch at a time--> Tokens --thread: write--> store
+    source --read, decode ahead--> pixels, in order --model: a batch at a time--> Tokens --thread: write--> store
 
 Batch k always holds the same items, and the model always sees them in the same groups: pictures that share a canvas
 go together, at most batch_size * 256 * 256 pixels at a time (larger pictures in smaller groups), and a picture that
@@ -21,9 +21,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from vistok.data.decoding import CutOut, Decoded
 from vistok.data.items import Item, Source
-from vistok.data.loader import allowed_bad, center_crop
-from vistok.data.readahead import Decoded, decode_ahead
+from vistok.data.loader import allowed_bad
+from vistok.data.readahead import decode_ahead
 from vistok.data.store import Manifest, table_of
 from vistok.data.store_writer import Done, StoreWriter
 from vistok.errors import InputError
@@ -215,26 +216,24 @@ class BatchEncoder:
         if unknown:
             raise InputError(f"{tokenizer.name} cannot encode without {unknown[0]}, which {source.name} does not have")
         self._pixels_at_once = options.batch_size * REFERENCE_SIDE**2
-        self._channels = tokenizer.input_channels
+        self._prepare = CutOut(options.crop, tokenizer.input_channels)
         self._canvases: dict[Size, Canvas | str] = {}
 
     def run(self, batches: Iterable[int], plan: Manifest) -> Iterator["Encoded"]:
-        """Encode these batches of `plan`, decoding ahead in threads."""
+        """Encode these batches of `plan`, decoding ahead (`data.readahead`)."""
         spans = [(batch, plan.items_of(batch)) for batch in batches]
         decoded = decode_ahead(
-            self.source, (index for _, span in spans for index in span), self._prepare, self.options.workers
+            self.source,
+            (index for _, span in spans for index in span),
+            self._prepare,
+            self.options.workers,
+            expected=sum(len(span) for _, span in spans),
         )
         try:
             for batch, span in spans:
                 yield self._batch(batch, islice(decoded, len(span)))
         finally:
             decoded.close()
-
-    def _prepare(self, item: Item) -> np.ndarray:
-        """(H, W, C) uint8."""
-        image = item.image
-        pixels = center_crop(image, self.options.crop) if self.options.crop else np.asarray(image)
-        return pixels if self._channels == 3 else pixels[..., :1]  # a mask: any channel of what was grey
 
     def _canvas(self, size: Size) -> Canvas | str:
         """The canvas for pictures of this size, or why there is none."""
