@@ -3,6 +3,7 @@
 RUN/recipe.yaml     the recipe with all overrides     RUN/run.json        the data it was started on
 RUN/log.csv         one row per logged step           RUN/validation.csv  PSNR on held-out pictures
 RUN/vitals.csv      what the doctor reads: ranges, gradients per part, codebook usage
+RUN/codebooks.csv   how much of each codebook every epoch used
 RUN/samples/*.png   originals and reconstructions     RUN/tensorboard/    the same curves and pictures
 RUN/checkpoints/    the last two                      RUN/model/          a model folder: vistok.load("RUN/model")
 RUN/stages/NAME/    the model of a finished stage     RUN/best/           the model that validated best, where asked for
@@ -32,6 +33,7 @@ CONTENTS = (
     "log.csv",
     "vitals.csv",
     "validation.csv",
+    "codebooks.csv",
     "run.json",
     "recipe.yaml",
 )

@@ -47,6 +47,7 @@ from vistok.training import checkpoint as checkpoints
 from vistok.training.checkpoint import Checkpoint, step_seed
 from vistok.training.doctor import Doctor
 from vistok.training.ema import Ema
+from vistok.training.epoch import EpochUsage
 from vistok.training.judges import Judges, check_judges
 from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.prepare import (
@@ -166,6 +167,7 @@ class Trainer:
         self.display = Display(self.console, self.total, self.step)
         held = [recipe for _, recipe in self.stages]
         self.doctor = Doctor(self.folder.path, held, self.curves, self.display, begun, self.main)
+        self.epochs = EpochUsage(self.folder.path, len(self.source), self.curves, begun, self.main)
         try:
             self._announce()
             with self.signals:
@@ -207,6 +209,7 @@ class Trainer:
         judges = Judges(recipe, first, self.device)
         judges.attach(self.model)
         self.doctor.begin(index, first, self.model, judges.modules())
+        self.epochs.watch(self.model)
         looks = self.device.type == "cpu"  # elsewhere only where a row or a checkpoint is due
         self.taking = Step(self.model, recipe, first, self.accelerator, judges, self.doctor, looks, self.shards)
         if self.resumed and self.resumed.step > first and self.resumed.stage == index:
@@ -237,6 +240,8 @@ class Trainer:
             self.window, self.window_steps, self.terms = None, 0, outcome.terms
         if self.ema is not None:
             self.ema.update(self.model, step)
+        elif self.shards is not None:
+            self.shards.follow(step)
         self.window = outcome.values if self.window is None else self.window + outcome.values
         self.window_steps += 1
         for name, value in outcome.facts.items():
@@ -248,6 +253,7 @@ class Trainer:
         """What happens between steps: rows, validation, samples, checkpoints, and the wish to stop."""
         settings, step, end = self.settings, self.step, self.step == self.total
         self.display.advance(step)
+        self.epochs.after(step, self.batch_size)
         logs = step % settings.log_every == 0 or step == last
         validates = _due(step, settings.validate_every, end)
         samples = _due(step, settings.sample_every, end)
@@ -391,6 +397,7 @@ class Trainer:
         self.window = None if state["window"] is None else state["window"].to(self.device)
         facts = state.get("facts", {})
         self.facts_seen = {name: (total.to(self.device), count) for name, (total, count) in facts.items()}
+        self.epochs.load_state_dict(state.get("codebooks", {}))
 
     def _save(self, within: bool = False) -> None:
         """A checkpoint and RUN/model. `within` a stage, moments and judges too: the next one has its own."""
@@ -405,12 +412,14 @@ class Trainer:
         window = self._shared(self.window) if self.window is not None and self.window_steps else None
         facts = {name: (self._shared(total), count) for name, (total, count) in self.facts_seen.items()}
         moments = self.taking.state_dict() if within else {}
+        codebooks = {name: counts.cpu() for name, counts in self.epochs.state_dict().items()}
         if self.main:
             state = {
                 "terms": self.terms,
                 "window": None if window is None else window.cpu(),
                 "window_steps": self.window_steps,
                 "facts": {name: (total.cpu(), count) for name, (total, count) in facts.items()},
+                "codebooks": codebooks,
             }
             checkpoints.save(
                 self.folder.checkpoints, Checkpoint(self.step, self.stage, weights, averaged, state | moments)
