@@ -68,8 +68,9 @@ class Shards:
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the averages after step `step`, as `Ema.update` does."""
-        assert self.decay is not None
+        """Move the averages, where there are any, after step `step`, as `Ema.update` does."""
+        if self.decay is None:
+            return
         decay = min(self.decay, (1 + step) / (10 + step))
         theirs = [_local(p) for _, p in self._floating()]
         torch._foreach_lerp_([_local(value) for value in self.averaged.values()], theirs, 1 - decay)
