@@ -228,13 +228,13 @@ def _send(pipe: IO[bytes], facts: bytes, pixels: bytes = b"") -> None:
 
 
 def _receive(pipe: IO[bytes]) -> tuple[bytes, np.ndarray]:
-    facts, pixels = _FRAME.unpack(_exactly(pipe, _FRAME.size))
-    return bytes(_exactly(pipe, facts)), _exactly(pipe, pixels)
+    facts, pixels = _FRAME.unpack(_exactly(pipe, _FRAME.size).tobytes())
+    return _exactly(pipe, facts).tobytes(), _exactly(pipe, pixels)
 
 
 def _exactly(pipe: Any, count: int) -> np.ndarray:
     whole = np.empty(count, np.uint8)
-    rest = memoryview(whole)
+    rest = memoryview(whole.data)
     while rest:
         read = pipe.readinto(rest)
         if not read:

@@ -14,6 +14,8 @@ from vistok.layout import Size
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vistok.data.remote import AnyPath
+
 
 class Item:
     """One picture of a source, with what is known about it. Nothing is read before `size` or `image` is asked for.
@@ -126,6 +128,6 @@ class First(Source):
         yield f"of {self._source.fingerprint}"
 
 
-def within(path: Path, root: Path) -> str:
+def within(path: "AnyPath", root: "AnyPath") -> str:
     """A shard's name for ids: its path below `root`, without its ending."""
-    return path.absolute().relative_to(root.absolute()).with_suffix("").as_posix()
+    return path.absolute().relative_to(root.absolute()).with_suffix("").as_posix()  # type: ignore[arg-type]

@@ -10,11 +10,11 @@ import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vistok.data.images import IMAGE_SUFFIXES
 from vistok.data.items import Item, Source, within
+from vistok.data.remote import AnyPath, read_span
 from vistok.errors import FormatError, InputError
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class WebDatasetSource(Source):
 
     kind = "webdataset"
 
-    def __init__(self, paths: Sequence[Path], root: Path, max_pixels: int | None = None) -> None:
+    def __init__(self, paths: Sequence[AnyPath], root: AnyPath, max_pixels: int | None = None) -> None:
         self.name = paths[0].stem if len(paths) == 1 else root.name
         self._paths, self._root, self._max_pixels = list(paths), root, max_pixels
         self._samples: list[Sample] = []
@@ -79,9 +79,7 @@ class WebDatasetSource(Source):
     def _read(self, sample: Sample, span: Span) -> bytes:
         path = self._paths[sample.shard]
         try:
-            with open(path, "rb") as file:
-                file.seek(span.start)
-                return file.read(span.size)
+            return read_span(path, span.start, span.size)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -99,7 +97,7 @@ class WebDatasetSource(Source):
             yield f"{sample.id} {sample.picture.size}"
 
 
-def _index(path: Path, number: int, name: str) -> Iterator[Sample]:
+def _index(path: AnyPath, number: int, name: str) -> Iterator[Sample]:
     """Samples of one shard. A shard that is cut short gives those before the cut."""
     times: Counter[str] = Counter()
     key, parts = None, dict[str, Span]()
@@ -126,9 +124,9 @@ def _index(path: Path, number: int, name: str) -> Iterator[Sample]:
     yield from sample()
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+def _members(path: AnyPath) -> Iterator[tarfile.TarInfo]:
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             read = 0
             while True:
                 try:

@@ -3,6 +3,7 @@
     open_source("photos/")                    a folder, nested, in mixed formats; subfolders are classes
     open_source("train.parquet")              Hugging Face parquet: image {bytes, path}, label, caption or text
     open_source("shards/")                    WebDataset .tar shards with .txt, .json and .cls beside the pictures
+    open_source("s3://bucket/photos")         any of these behind a URL that fsspec reaches (`data.remote`)
     open_source("owner/name:train")           any `datasets` id, with its split
     open_source("clips/")                     a folder of clips and no pictures
 
@@ -14,13 +15,15 @@ nothing; a picture that cannot be read raises when it is asked for, so that one 
 
 import glob
 import os
+import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vistok.data.images import IMAGE_SUFFIXES, is_image_name
 from vistok.data.items import Item, Source
+from vistok.data.remote import AnyPath, RemotePath, glob_remote
 from vistok.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,8 +40,15 @@ class FolderSource(Source):
 
     kind = "folder"
 
-    def __init__(self, root: Path, files: Sequence[str], max_pixels: int | None = None) -> None:
+    def __init__(
+        self,
+        root: AnyPath,
+        files: Sequence[str],
+        max_pixels: int | None = None,
+        sizes: Mapping[str, int] | None = None,  # in bytes, where a listing has told them
+    ) -> None:
         self.name = root.name or str(root)
+        self._sizes = {file: sizes[file] for file in files} if sizes else {}
         self._root, self._files, self._max_pixels = root, list(files), max_pixels
         if all("/" in file for file in self._files):
             self.classes = tuple(sorted({file.split("/", 1)[0] for file in self._files}))
@@ -51,13 +61,18 @@ class FolderSource(Source):
     def item(self, index: int) -> Item:
         file = self._files[index]
         label = self._label[file.split("/", 1)[0]] if self.labelled else None
-        return Item(file, lambda: self._root / file, label, max_pixels=self._max_pixels)
+        return Item(file, lambda: self._picture(file), label, max_pixels=self._max_pixels)
+
+    def _picture(self, file: str) -> bytes | Path:
+        path = self._root / file
+        return path.read_bytes() if isinstance(path, RemotePath) else path
 
     def _contents(self) -> Iterator[str]:
         for file in self._files:
             try:
-                yield f"{file} {(self._root / file).stat().st_size}"
-            except OSError:
+                size = self._sizes[file] if self._sizes else (self._root / file).stat().st_size
+                yield f"{file} {size}"
+            except (OSError, InputError):
                 yield f"{file} unreadable"
 
 
@@ -65,14 +80,17 @@ def open_source(where: "Where | Source", *, max_pixels: int | None = None) -> So
     """Open a folder, an image, parquet files, WebDataset shards, a list of one kind of these, or a `datasets` id.
 
     `where` may hold wildcards (`shards/*.tar`) or braces (`{000..127}.tar`). A folder with parquet or tar files and
-    at most as many images is a dataset of those files. A `datasets` id is `name[:config][:split]`.
+    at most as many images is a dataset of those files. A `datasets` id is `name[:config][:split]`. A URL
+    (`s3://bucket/photos`, `file:///data`) is a folder, a file or a pattern behind a protocol that fsspec knows.
     Raises InputError when nothing is there or nothing in it is a picture, FormatError for damaged files.
     """
     if isinstance(where, Source):
         return where
     if not isinstance(where, (str, os.PathLike)):
-        return _of_files([Path(path) for path in where], max_pixels)
+        return _of_files([_path(os.fspath(path)) for path in where], max_pixels)
     text = os.fspath(where)
+    if "://" in text:
+        return _of_url(text, max_pixels)
     path = Path(text).expanduser()
     if path.is_dir():
         return _of_folder(path, max_pixels)
@@ -85,6 +103,33 @@ def open_source(where: "Where | Source", *, max_pixels: int | None = None) -> So
 
         return DatasetsSource.load(text, max_pixels)
     raise InputError(f"{text} does not exist; expected a folder of images, parquet or tar files, or a datasets id")
+
+
+def _path(text: str) -> AnyPath:
+    """Where this lies; `file://` URLs are paths of this machine."""
+    if "://" not in text:
+        return Path(text)
+    remote = RemotePath.of(text)
+    return Path(remote.path) if remote.protocol in ("file", "local") else remote
+
+
+def _of_url(url: str, max_pixels: int | None) -> Source:
+    path = _path(url)
+    if isinstance(path, Path):
+        return open_source(path, max_pixels=max_pixels)
+    if any(letter in url for letter in "*?[{"):
+        from braceexpand import braceexpand
+
+        paths = [found for part in braceexpand(url) for found in glob_remote(part)]
+        if not paths:
+            raise InputError(f"no file matches {url}")
+        return _of_files(paths, max_pixels)
+    if path.is_file():
+        return _of_files([path], max_pixels)
+    sizes = path.files_below()
+    if not sizes:
+        raise InputError(f"{url} does not exist or holds no files")
+    return _of_listing(path, list(sizes), max_pixels, sizes)
 
 
 _FILE_KINDS = {".parquet", ".tar", *IMAGE_SUFFIXES}
@@ -104,7 +149,12 @@ def _of_folder(root: Path, max_pixels: int | None) -> Source:
         from vistok.data.tables import DatasetsSource
 
         return DatasetsSource.load_from_disk(root, max_pixels)
-    found = _files_below(root)
+    return _of_listing(root, _files_below(root), max_pixels)
+
+
+def _of_listing(
+    root: AnyPath, found: list[str], max_pixels: int | None, sizes: Mapping[str, int] | None = None
+) -> Source:
     images = [file for file in found if is_image_name(file)]
     for suffix in (".parquet", ".tar"):
         shards = [file for file in found if file.endswith(suffix) and not Path(file).name.startswith((".", "_"))]
@@ -112,7 +162,7 @@ def _of_folder(root: Path, max_pixels: int | None) -> Source:
             return _of_files([root / file for file in shards], max_pixels, root)
     from vistok.data.video import is_video_name  # here, because it needs torch, and decoding processes do not
 
-    if not images and any(is_video_name(file) for file in found):
+    if not images and isinstance(root, Path) and any(is_video_name(file) for file in found):
         from vistok.data.clips import ClipSource
 
         return ClipSource(root, [file for file in found if is_video_name(file)], max_pixels)
@@ -121,19 +171,19 @@ def _of_folder(root: Path, max_pixels: int | None) -> Source:
             f"{root} holds no images ({len(found)} other files); expected files that end in "
             f"{' '.join(IMAGE_SUFFIXES[:6])} ..., parquet files or .tar shards"
         )
-    return FolderSource(root, images, max_pixels)
+    return FolderSource(root, images, max_pixels, sizes)
 
 
-def _of_files(paths: list[Path], max_pixels: int | None, root: Path | None = None) -> Source:
+def _of_files(paths: Sequence[AnyPath], max_pixels: int | None, root: AnyPath | None = None) -> Source:
     if not paths:
         raise InputError("no files given; expected images, parquet files or .tar shards")
     kinds = {"image" if path.suffix.lower() in IMAGE_SUFFIXES else path.suffix.lower() for path in paths}
     if len(kinds) > 1:
         raise InputError(f"files of several kinds together ({', '.join(sorted(kinds))}); open one kind at a time")
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not path.is_file()] if root is None else []
     if missing:
         raise InputError(f"{missing[0]} does not exist" + (f" (nor {len(missing) - 1} more)" if missing[1:] else ""))
-    root = root or Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+    root = root or _common(paths)
     kind = kinds.pop()
     if kind == ".parquet":
         from vistok.data.tables import ParquetSource
@@ -145,10 +195,22 @@ def _of_files(paths: list[Path], max_pixels: int | None, root: Path | None = Non
         return WebDatasetSource(paths, root, max_pixels)
     if kind in (".gz", ".tgz", ".zst", ".bz2", ".xz"):
         raise InputError(f"{paths[0]} is compressed: its items cannot be reached one by one; unpack it to .tar first")
-    files = [path.absolute().relative_to(root.absolute()).as_posix() for path in paths]
+    files = [path.absolute().relative_to(root.absolute()).as_posix() for path in paths]  # type: ignore[arg-type]
     if len(set(files)) < len(files):
         raise InputError("the same file is given twice")
     return FolderSource(root, files, max_pixels)
+
+
+def _common(paths: Sequence[AnyPath]) -> AnyPath:
+    """The folder that all of these lie below."""
+    if not any(isinstance(path, RemotePath) for path in paths):
+        return Path(os.path.commonpath([path.parent.absolute() for path in paths]))  # type: ignore
+    protocols = {path.protocol if isinstance(path, RemotePath) else "file" for path in paths}
+    if len(protocols) > 1:
+        raise InputError(
+            f"files behind several protocols together ({', '.join(sorted(protocols))}); open one at a time"
+        )
+    return RemotePath(protocols.pop(), posixpath.commonpath([path.parent.path for path in paths]))  # type: ignore
 
 
 def _files_below(root: Path) -> list[str]:

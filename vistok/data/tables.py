@@ -9,11 +9,13 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vistok.data.items import Item, Source, within
+from vistok.data.remote import AnyPath, RemotePath
 from vistok.errors import FormatError, InputError
 from vistok.extras import import_extra
 
@@ -33,9 +35,13 @@ class ParquetSource(Source):
     kind = "parquet"
 
     def __init__(
-        self, paths: Sequence[Path], root: Path, max_pixels: int | None = None, cache_bytes: int = CACHE_BYTES
+        self,
+        paths: Sequence[AnyPath],
+        root: AnyPath,
+        max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        pyarrow = import_extra("pyarrow.parquet", "data")
+        import_extra("pyarrow.parquet", "data")
         self.name = paths[0].stem if len(paths) == 1 else root.name
         self._paths, self._root, self._max_pixels, self._cache_bytes = list(paths), root, max_pixels, cache_bytes
         self._shards = [within(path, root) for path in self._paths]
@@ -45,7 +51,7 @@ class ParquetSource(Source):
         total, schema = 0, None
         for number, path in enumerate(self._paths):
             try:
-                with pyarrow.ParquetFile(path) as file:
+                with _opened(path) as file:
                     schema = schema or file.schema_arrow
                     missing = set(_columns(schema, path)) - set(file.schema_arrow.names)
                     if missing:
@@ -99,7 +105,8 @@ class ParquetSource(Source):
         path = rows.paths[row].as_py() if rows.paths is not None else None
         if not path:
             raise FormatError(f"row {row} of row group {self._groups[place][1]} holds no picture")
-        return self._paths[self._groups[place][0]].parent / path
+        beside = self._paths[self._groups[place][0]].parent / path
+        return beside.read_bytes() if isinstance(beside, RemotePath) else beside
 
     def _rows(self, place: int) -> "_Rows":
         """The columns of a row group, read once. What is cached is found without waiting for readers of others."""
@@ -115,10 +122,9 @@ class ParquetSource(Source):
 
     def _read(self, number: int, group: int) -> "_Rows":
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(self._paths[number], memory_map=True) as file:
+            with _opened(self._paths[number]) as file:
                 table = file.read_row_group(group, columns=self._columns, use_threads=False)
         except (OSError, ValueError) as error:
             raise FormatError(f"{self._paths[number].name}, row group {group}: {_line(error)}") from error
@@ -139,6 +145,19 @@ class ParquetSource(Source):
         for path in self._paths:
             yield f"{within(path, self._root)} {path.stat().st_size}"
         yield " ".join(self._columns)
+
+
+@contextmanager
+def _opened(path: AnyPath) -> Iterator[Any]:
+    """A ParquetFile: mapped into memory, or behind a URL, where a row group's columns are asked for together."""
+    import pyarrow.parquet as pq
+
+    if isinstance(path, RemotePath):
+        with path.open("rb") as remote, pq.ParquetFile(remote, pre_buffer=True) as file:
+            yield file
+    else:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            yield file
 
 
 @dataclass(frozen=True)
@@ -227,7 +246,7 @@ class DatasetsSource(Source):
             yield f"{index} {len(picture.get('bytes') or b'')} {Path(picture.get('path') or '').name}"
 
 
-def _roles(schema: Any, path: Path) -> tuple[str, str | None, str | None]:
+def _roles(schema: Any, path: AnyPath) -> tuple[str, str | None, str | None]:
     """Names of the image, label and caption columns of an Arrow schema."""
     import pyarrow.types as types
 
@@ -251,7 +270,7 @@ def _roles(schema: Any, path: Path) -> tuple[str, str | None, str | None]:
     return image, label, _named(CAPTIONS, texts)
 
 
-def _columns(schema: Any, path: Path) -> list[str]:
+def _columns(schema: Any, path: AnyPath) -> list[str]:
     return [name for name in _roles(schema, path) if name is not None]
 
 
