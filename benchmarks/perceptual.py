@@ -61,6 +61,10 @@ def main() -> None:
                 f"{arm}, seed {seed}: " + "  ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True
             )
     facts = {"steps": given.steps, "originals": {"accuracy": accuracy}, "machine": platform.processor() or "cpu"}
+    if RESULT.exists():  # other arms of the same experiment stay
+        before = json.loads(RESULT.read_text())
+        if all(before.get(name) == value for name, value in facts.items()):
+            arms = before["arms"] | arms
     RESULT.write_text(json.dumps({**facts, "arms": arms}, indent=1) + "\n")
 
 

@@ -119,7 +119,7 @@ def test_semantic_is_lowest_where_vectors_point_to_their_own_features(model):
 
 
 def test_hits_follow_use(model, pixels):
-    model.train()
+    model.train().quantizer.eval()  # no restarts between the two steps
     codes = model.encode(pixels).codes
     counts = torch.bincount(codes.flatten(), minlength=128).float()
     model.loss({"pixels": pixels}, 0, torch.Generator())

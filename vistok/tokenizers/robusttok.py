@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError, InputError
-from vistok.keys import Drop, KeyTable, Rename, State
+from vistok.keys import Constant, Drop, KeyTable, Rename, Rule, State
 from vistok.layout import Segment, Sizes, TokenSpec
 from vistok.losses.representation import ViTTeacher, load_teacher
 from vistok.losses.weights import read_weights
@@ -78,6 +78,7 @@ class RobustTokConfig:
     vit          of encoder and decoder; its `image` is the only side taken
     normalize    codes and latents are compared at unit length
     beta         weight of the commitment
+    restart      codes with a lower averaged count per step move to latents of the batch; 0, as published: none does
     drop_path    share of items that skip a branch of the last block in training, less in earlier ones
     perturbation what training does to codes, None for the plain tokenizer
     semantic     weight of the contrast with the teacher's features, 0 for none
@@ -90,6 +91,7 @@ class RobustTokConfig:
     code_dim: int = 64
     normalize: bool = True
     beta: float = 0.25
+    restart: float = 0.0
     drop_path: float = 0.1
     perturbation: Perturbation | None = None
     semantic: float = 0.1
@@ -171,6 +173,7 @@ class RobustTok(JudgedTokenizer):
             config.codebook_size,
             metric="cosine" if config.normalize else "l2",
             commitment=config.beta,
+            restart_below=config.restart,
         )
         self.decoder = Decoder(config)
         self.register_buffer("hits", torch.zeros(config.codebook_size))
@@ -300,6 +303,7 @@ TINY = RobustTokConfig(
     vit=ViTConfig(32, 4, 64, 2, 4, layer_scale=0.1),
     codebook_size=128,
     code_dim=16,
+    restart=2.0,
     drop_path=0.0,
     perturbation=Perturbation(strength=8, fades=(200, 600)),
     teacher="gradients",
@@ -327,7 +331,14 @@ def key_table(config: RobustTokConfig) -> KeyTable:
         numbers = torch.cat([torch.zeros(1, first), torch.ones(1, second)], 1).long()
         return lambda ours: {f"{side}.lvl1LC": numbers}
 
+    restarts: list[Rule] = []
+    if config.restart:
+        restarts = [
+            Constant("quantizer.counts", lambda: torch.full((config.codebook_size,), max(1.0, config.restart))),
+            Constant("quantizer.steps", lambda: torch.zeros((), dtype=torch.long)),
+        ]
     return KeyTable(
+        *restarts,
         Drop("semantic_model.*"),
         Drop("encoder.lvl1LC", restore=level(1 + positions, positions)),
         Drop("decoder.lvl1LC", restore=level(1 + positions, 1 + positions)),
