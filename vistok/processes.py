@@ -21,6 +21,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def part() -> None:
+    """Leave the group, as the last thing that a program does; NCCL warns of those that do not."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum over all processes, in place where there are several; no gradient flows through it."""
     if world_size() > 1:

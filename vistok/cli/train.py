@@ -24,7 +24,10 @@ def command(
 
     checked = load_recipe(recipe, overrides or [])  # before torch is imported: a typo costs no waiting
 
+    from vistok.processes import part, rank
     from vistok.training.trainer import train
 
     model = train(checked, data, run, resume=resume, overwrite=overwrite, console=console())
-    console().print(f"done: {model}", markup=False)
+    if rank() == 0:
+        console().print(f"done: {model}", markup=False)
+    part()

@@ -35,19 +35,23 @@ def asked(setting: bool) -> bool:
     return setting or _ASKED
 
 
+def check_possible(accelerator: Any) -> None:
+    """Raise ConfigError unless a model can be sharded among these processes."""
+    if accelerator.num_processes == 1:
+        raise ConfigError("train.fsdp shares a model among processes: start it with torchrun or accelerate launch")
+    if accelerator.mixed_precision == "fp16":
+        raise ConfigError("train.fsdp goes with train.precision bf16 or fp32, not fp16")
+
+
 class Shards:
     """A training objective whose `model` is kept in shards.
 
     `plain`: a copy of the model that is not sharded, on the main process alone: what is validated and saved, filled by
     `whole`. `ema`: decay of the weights' average, which is sharded as they are; None for none. Every method is for all
-    processes alike. Raises ConfigError where sharding is not possible.
+    processes alike.
     """
 
     def __init__(self, objective: nn.Module, accelerator: Any, ema: float | None, plain: Any) -> None:
-        if accelerator.num_processes == 1:
-            raise ConfigError("train.fsdp shares a model among processes: start it with torchrun or accelerate launch")
-        if accelerator.mixed_precision == "fp16":
-            raise ConfigError("train.fsdp goes with train.precision bf16 or fp32, not fp16")
         self.objective: nn.Module = objective
         self.model: Any = objective.model
         self.main, self.decay, self.plain = accelerator.is_main_process, ema, plain
