@@ -23,7 +23,6 @@ rng is a torch.Generator on the model's device, seeded for the step; torch's glo
 """
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,6 @@ from torch import Tensor
 
 import vistok
 from vistok.data.clips import Alternating, ClipLoader, ClipSource
-from vistok.data.images import write_image
 from vistok.data.loader import PixelLoader
 from vistok.data.sources import open_source
 from vistok.errors import ConfigError, VistokError, nearest
@@ -45,11 +43,8 @@ from vistok.registry import system_of
 from vistok.tokenizer import Tokenizer
 from vistok.training import checkpoint as checkpoints
 from vistok.training.checkpoint import Checkpoint, step_seed
-from vistok.training.doctor import Doctor
 from vistok.training.ema import Ema
-from vistok.training.epoch import EpochUsage
 from vistok.training.judges import Judges, check_judges
-from vistok.training.log import CsvLog, Curves, Display
 from vistok.training.prepare import (
     Objective,
     StopSignals,
@@ -65,9 +60,9 @@ from vistok.training.prepare import (
     teach,
 )
 from vistok.training.recipe import ModelSection, Recipe
-from vistok.training.reference import Comparison
+from vistok.training.report import Report
 from vistok.training.run import RunFolder
-from vistok.training.sharding import Shards, asked
+from vistok.training.sharding import Shards, asked, check_possible
 from vistok.training.step import DivergedError as DivergedError
 from vistok.training.step import Step
 from vistok.training.validation import SHOWN, generated_grid, generator_loss, measure, read_crops, sample_grid, split
@@ -113,6 +108,8 @@ class Trainer:
             torch.set_num_threads(self.settings.threads)
         self.sharded = asked(self.settings.fsdp)
         self.accelerator = accelerator(self.settings.precision)
+        if self.sharded:
+            check_possible(self.accelerator)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.console = console if self.main else None
         for _, held in self.stages:
@@ -142,10 +139,6 @@ class Trainer:
         self.resumed = self.folder.latest() if resume else None
         self.step = self.resumed.step if self.resumed else 0  # completed steps, all stages together
         self.stage = self.resumed.stage if self.resumed else 0
-        self.window: Tensor | None = None  # sums of the weighted terms and of the gradient's norm since the last row
-        self.window_steps = 0
-        self.facts_seen: dict[str, tuple[Tensor, int]] = {}  # sums and counts of the steps' further facts
-        self.terms: list[str] = []
         self.saved_at = self.step if self.resumed else -1
         self.ema: Ema | None = None
         self.shards: Shards | None = None
@@ -159,15 +152,8 @@ class Trainer:
         """Train to the end. Returns the model folder."""
         self._enter(self.stage)
         begun = self.resumed.step if self.resumed else None
-        self.log = CsvLog(self.folder.path / "log.csv", begun) if self.main else None
-        self.validation_log = CsvLog(self.folder.path / "validation.csv", begun) if self.main else None
-        self.reference = Comparison.of_run(self.recipe, self.facts, self.log.path) if self.log is not None else None
-        wanted = self.settings.tensorboard and self.main
-        self.curves = Curves(self.folder.path / "tensorboard", wanted, self.step)
-        self.display = Display(self.console, self.total, self.step)
-        held = [recipe for _, recipe in self.stages]
-        self.doctor = Doctor(self.folder.path, held, self.curves, self.display, begun, self.main)
-        self.epochs = EpochUsage(self.folder.path, len(self.source), self.curves, begun, self.main)
+        items = len(self.source)
+        self.report = Report(self.folder, self.recipe, self.facts, items, begun, self.main, self.console, self._shared)
         try:
             self._announce()
             with self.signals:
@@ -179,20 +165,16 @@ class Trainer:
                         self._run_stage(index, first, last)
             if self.skipped:
                 told = next(iter(self.skipped.values()))
-                self.display.note(f"{len(self.skipped)} pictures cannot be read and were skipped, such as: {told}")
+                self.report.note(f"{len(self.skipped)} pictures cannot be read and were skipped, such as: {told}")
             if self.saved_at != self.step:
                 self._save()
             elif self.resumed and self.resumed.step == self.total:
                 model = self._evaluated()
                 if self.main:
                     self.folder.save_model(model)  # a kill may have come between the checkpoint and its model
-            verdict = self.reference.verdict() if self.reference is not None else None
-            if verdict is not None:
-                self.display.note(verdict)
+            self.report.verdict()
         finally:
-            self.doctor.end()
-            self.display.close()
-            self.curves.close()
+            self.report.close()
         return self.folder.model
 
     def _run_stage(self, index: int, first: int, last: int) -> None:
@@ -208,20 +190,21 @@ class Trainer:
         torch.manual_seed(step_seed(self.settings.seed, -2 - index))  # the discriminators' first weights
         judges = Judges(recipe, first, self.device)
         judges.attach(self.model)
-        self.doctor.begin(index, first, self.model, judges.modules())
-        self.epochs.watch(self.model)
+        self.report.doctor.begin(index, first, self.model, judges.modules())
+        self.report.epochs.watch(self.model)
         looks = self.device.type == "cpu"  # elsewhere only where a row or a checkpoint is due
-        self.taking = Step(self.model, recipe, first, self.accelerator, judges, self.doctor, looks, self.shards)
+        self.taking = Step(self.model, recipe, first, self.accelerator, judges, self.report.doctor, looks, self.shards)
         if self.resumed and self.resumed.step > first and self.resumed.stage == index:
-            self._load_state(self.resumed.state)
+            self.taking.load_state_dict(self.resumed.state)
+            self.report.load_state_dict(self.resumed.state, self.device)
         loader = self._rank_loader(recipe)
         batches = loader.batches(self.step)
         try:
-            self._start_clock()
+            self.report.start_clock(self.step)
             while self.step < last:
                 waited = time.perf_counter()
                 batch = place(next(batches), self.device, self.settings.channels_last)
-                self.waited += time.perf_counter() - waited
+                self.report.waited += time.perf_counter() - waited
                 self._train_step(batch, recipe, first)
                 self._after_step(last)
         finally:
@@ -232,28 +215,21 @@ class Trainer:
     def _train_step(self, batch: dict[str, Any], recipe: Recipe, first: int) -> None:
         step = self.step
         self.batch_size = recipe.train.batch_size
-        self.doctor.expect((step + 1) % self.settings.log_every == 0 or step + 1 == first + recipe.train.steps)
+        self.report.doctor.expect((step + 1) % self.settings.log_every == 0 or step + 1 == first + recipe.train.steps)
         with self._telling():
             outcome = self.taking.take(batch, step, self._seeded(step))
-        self.rate = self.taking.rate
-        if outcome.terms != self.terms:  # the means of another set of terms begin here
-            self.window, self.window_steps, self.terms = None, 0, outcome.terms
         if self.ema is not None:
             self.ema.update(self.model, step)
         elif self.shards is not None:
             self.shards.follow(step)
-        self.window = outcome.values if self.window is None else self.window + outcome.values
-        self.window_steps += 1
-        for name, value in outcome.facts.items():
-            total, count = self.facts_seen.get(name, (0.0, 0))
-            self.facts_seen[name] = (total + value.detach().float(), count + 1)
+        self.report.add(outcome)
         self.step = step + 1
 
     def _after_step(self, last: int) -> None:
         """What happens between steps: rows, validation, samples, checkpoints, and the wish to stop."""
         settings, step, end = self.settings, self.step, self.step == self.total
-        self.display.advance(step)
-        self.epochs.after(step, self.batch_size)
+        self.report.display.advance(step)
+        self.report.epochs.after(step, self.batch_size)
         logs = step % settings.log_every == 0 or step == last
         validates = _due(step, settings.validate_every, end)
         samples = _due(step, settings.sample_every, end)
@@ -263,7 +239,7 @@ class Trainer:
             with self._telling():
                 self.taking.check(step - 1)
         if logs:
-            self._write_row()
+            self.report.row(step, self.taking.rate, self.batch_size)
         if validates or samples or saves or stopping or step == last:
             paused = time.perf_counter()
             if validates and self.validates:
@@ -276,7 +252,7 @@ class Trainer:
                     self.folder.save_model(model, f"stages/{self.stages[self.stage][0].name}")
             if saves or stopping:
                 self._save(within=step < last)
-            self.clock += time.perf_counter() - paused
+            self.report.clock += time.perf_counter() - paused
         if stopping and not end:
             raise StoppedError(f"stopped by {stopping} after step {step} of {self.total}; --resume continues")
 
@@ -391,14 +367,6 @@ class Trainer:
                 "usual cure"
             ) from error
 
-    def _load_state(self, state: dict[str, Any]) -> None:
-        self.taking.load_state_dict(state)
-        self.terms, self.window_steps = list(state["terms"]), state["window_steps"]
-        self.window = None if state["window"] is None else state["window"].to(self.device)
-        facts = state.get("facts", {})
-        self.facts_seen = {name: (total.to(self.device), count) for name, (total, count) in facts.items()}
-        self.epochs.load_state_dict(state.get("codebooks", {}))
-
     def _save(self, within: bool = False) -> None:
         """A checkpoint and RUN/model. `within` a stage, moments and judges too: the next one has its own."""
         weights = self.model.state_dict() if self.shards is None else self.shards.state()
@@ -409,21 +377,9 @@ class Trainer:
         else:
             model = self._evaluated()
             averaged = model.state_dict() if self.ema is not None else None
-        window = self._shared(self.window) if self.window is not None and self.window_steps else None
-        facts = {name: (self._shared(total), count) for name, (total, count) in self.facts_seen.items()}
-        moments = self.taking.state_dict() if within else {}
-        codebooks = {name: counts.cpu() for name, counts in self.epochs.state_dict().items()}
+        state = self.report.state_dict() | (self.taking.state_dict() if within else {})
         if self.main:
-            state = {
-                "terms": self.terms,
-                "window": None if window is None else window.cpu(),
-                "window_steps": self.window_steps,
-                "facts": {name: (total.cpu(), count) for name, (total, count) in facts.items()},
-                "codebooks": codebooks,
-            }
-            checkpoints.save(
-                self.folder.checkpoints, Checkpoint(self.step, self.stage, weights, averaged, state | moments)
-            )
+            checkpoints.save(self.folder.checkpoints, Checkpoint(self.step, self.stage, weights, averaged, state))
             self.folder.save_model(model)
         self.saved_at = self.step
         self.accelerator.wait_for_everyone()
@@ -445,24 +401,17 @@ class Trainer:
             found = (
                 generator_loss(model, self.held_out, self.held_labels) if generates else measure(model, self.held_out)
             )
-            row = {"step": self.step, **found}
-            assert self.validation_log is not None
-            self.validation_log.add(row)
-            self.doctor.validated(row)
-            self.curves.scalars("validation", row)
-            unit = "" if generates else " dB"
-            self._keep_best(row, model)
-            told = "  ".join(f"{name} {value:.2f}{unit}" for name, value in row.items() if name != "step")
-            self.display.note(f"step {self.step}: {told} on {len(self.held_out)} held-out pictures")
+            self.report.validation(self.step, found, len(self.held_out), "" if generates else " dB")
+            self._keep_best(found, model)
 
-    def _keep_best(self, row: dict[str, Any], model: Any) -> None:
+    def _keep_best(self, row: dict[str, float], model: Any) -> None:
         """RUN/best, where this row of the validation is the best of the last model so far."""
         name = self.settings.best
         if name is None or self.stages[self.stage][1].model != self.stages[-1][1].model:
             return
         if name not in row:
-            known = [column for column in row if column != "step"]
-            raise ConfigError(f"train.best: validation has no {name!r}{nearest(name, known) or '; it has ' + known[0]}")
+            hint = nearest(name, list(row)) or f"; it has {', '.join(row)}"
+            raise ConfigError(f"train.best: validation has no {name!r}{hint}")
         before = self.folder.best(name)
         better = 1.0 if name.startswith("psnr") else -1.0
         if before is None or before[0] >= self.step or better * row[name] > better * before[1]:
@@ -472,49 +421,18 @@ class Trainer:
         model = self._evaluated()
         if self.main and len(self.held_out):
             grid = generated_grid(model) if isinstance(model, Generator) else sample_grid(model, self.held_out)
-            write_image(self.folder.path / "samples" / f"step-{self.step:08d}.png", grid)
-            self.curves.image("samples", grid, self.step)
-
-    def _write_row(self) -> None:
-        assert self.window is not None
-        means = self._shared(self.window / self.window_steps)
-        counts = torch.tensor([float(count) for _, count in self.facts_seen.values()])
-        sums = torch.stack([total for total, _ in self.facts_seen.values()]) if len(counts) else counts
-        facts = self._shared(sums / counts.to(sums)) if len(counts) else counts
-        elapsed = time.perf_counter() - self.clock
-        row: dict[str, Any] = {}
-        if self.main:
-            *values, norm = means.tolist()
-            row |= {"step": self.step, "loss": math.fsum(values)}
-            row |= dict(zip(self.terms, values, strict=True))
-            row |= {"lr": self.rate, "grad_norm": norm}
-            row |= dict(zip(self.facts_seen, facts.tolist(), strict=True))
-            done = self.step - self.clock_step
-            row |= {"images_per_second": done * self.batch_size / elapsed, "waiting": self.waited / elapsed}
-            assert self.log is not None
-            self.log.add(row)
-            self.curves.scalars("train", row)
-            self.display.row(row, self.terms)
-            told = self.reference.add(self.step, row["loss"]) if self.reference is not None else None
-            if told is not None:
-                self.display.note(told)
-        self.doctor.row(row, self.terms)
-        self.window, self.window_steps, self.facts_seen = None, 0, {}
-        self._start_clock()
-
-    def _start_clock(self) -> None:
-        self.clock, self.clock_step, self.waited = time.perf_counter(), self.step, 0.0
+            self.report.samples(self.step, grid)
 
     def _announce(self) -> None:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        self.display.note(
+        self.report.note(
             f"{self.model.name}: {count / 1e6:.2f} M parameters on {self.device}, {len(self.source)} pictures"
             + (f", {len(self.held_out)} held out" if self.validates else ", too few to hold any out for validation")
         )
         if self.left:
-            self.display.note(f"{self.model.name} {self.left}")
+            self.report.note(f"{self.model.name} {self.left}")
         if self.resumed:
-            self.display.note(f"resumed after step {self.step} of {self.total}")
+            self.report.note(f"resumed after step {self.step} of {self.total}")
 
     def _stopping(self) -> str | None:
         """The signal that asks to stop, on every process as soon as one has received it."""
