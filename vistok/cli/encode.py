@@ -10,7 +10,7 @@ from vistok.cli.terminal import console, emit_json
 
 if TYPE_CHECKING:
     from vistok.data.items import Source
-    from vistok.scale.encode import EncodeOptions
+    from vistok.scale.encode import EncodeOptions, Engine
     from vistok.tokenizer import Tokenizer
 
 
@@ -18,7 +18,8 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of images, parquet files, WebDataset .tar shards, or a datasets id name[:split]."
+            help="A folder of images, parquet files, WebDataset .tar shards, a URL of these (s3://, gs://, ...), "
+            "or a datasets id name[:split]."
         ),
     ],
     store: Annotated[Path, typer.Option("--output", "-o", help="The store's folder; an unfinished one is resumed.")],
@@ -43,7 +44,13 @@ def command(
         bool, typer.Option("--verify", help="Check all shards, encode a sample again and compare.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: a GPU if there is one.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: Ray Data on this machine or a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray's cluster: auto, ray://host:10001. Default: Ray on this machine.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decoding threads; with ray, models at a time (one per GPU or core).")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove a store that is there and begin anew.")
     ] = False,
@@ -59,21 +66,29 @@ def command(
     from vistok.data.store_writer import holds_store, remove_store
     from vistok.scale.encode import EncodeOptions, encode_source
 
+    with_ray = _is_ray(engine, address)
     options = EncodeOptions(
         batch_size=batch_size,
         on_size=on_size,  # type: ignore[arg-type]
         crop=crop,
         seed=seed,
         max_bad=max_bad,
-        workers=workers,
+        workers=None if with_ray else workers,
     )
+    runner: Engine | None = None
+    if with_ray:
+        from vistok.extras import import_extra
+        from vistok.scale.ray_engine import RayEngine
+
+        import_extra("ray.data", "scale")  # said before anything is read
+        runner = RayEngine(address, workers, None if device is None else device != "cpu")
     pictures = open_source(source, max_pixels=max_pixels)
     pictures = pictures.first(limit) if limit else pictures
-    tokenizer = load_tokenizer(model, device)
+    tokenizer = load_tokenizer(model, "cpu" if with_ray and not verify else device)
     if overwrite and holds_store(store):
         remove_store(store)
     with bar("encode", len(pictures)) as advance:
-        report = encode_source(pictures, tokenizer, store, options, progress=advance)
+        report = encode_source(pictures, tokenizer, store, options, progress=advance, engine=runner)
     facts: dict[str, Any] = {"store": str(store), "tokenizer": tokenizer.name, **asdict(report)}
     facts["items_per_second"] = report.encoded_now / report.seconds if report.encoded_now else None
     if verify:
@@ -90,6 +105,16 @@ def command(
     if verify:
         checked = facts["verified"]
         console().print(f"verified: {checked['items']} items encoded again, {checked['share_differing']:.4%} differ")
+
+
+def _is_ray(engine: str, address: str | None) -> bool:
+    from vistok.errors import InputError
+
+    if engine not in ("local", "ray"):
+        raise InputError(f"--engine {engine}; expected local or ray")
+    if address and engine != "ray":
+        raise InputError("--address is a Ray cluster's; give it with --engine ray")
+    return engine == "ray"
 
 
 def _verify(store: Path, source: "Source", tokenizer: "Tokenizer", options: "EncodeOptions") -> dict[str, Any]:

@@ -12,11 +12,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -89,15 +89,18 @@ def encode_source(
     path: str | Path,
     options: EncodeOptions = EncodeOptions(),
     progress: Callable[[int, int], None] = lambda done, bad: None,
+    engine: "Engine | None" = None,
 ) -> Report:
     """Encode every item of `source` into the store at `path`, or finish a store that the same call began.
 
-    `progress(done, bad)` is called after each batch with counts over all runs.
+    `progress(done, bad)` is called after each batch with counts over all runs. `engine` encodes the batches: this
+    process unless given; `scale.ray_engine.RayEngine` is another. A store begun by one may be finished by another.
     Raises InputError when more pictures are bad than `options.max_bad` allows (what is done is kept, and the call can
     be repeated), MismatchError for a store of another call, OutputError when it cannot be written.
     """
     began = time.monotonic()
-    encoder = BatchEncoder(source, tokenizer, options)
+    engine = engine or BatchEncoder
+    encoder = engine(source, tokenizer, options)
     allowed = allowed_bad(len(source), options.max_bad)
     with StoreWriter(path, plan_store(source, tokenizer, options)) as writer:
         pending = writer.pending
@@ -152,9 +155,9 @@ def _check_bad(writer: StoreWriter, allowed: int) -> None:
         )
 
 
-def _written(encoded: "Iterable[Encoded]", writer: StoreWriter) -> Iterator[int]:
+def _written(encoded: "Iterable[Batch]", writer: StoreWriter) -> Iterator[int]:
     """Store batches in a thread of its own while the next are encoded; yields the numbers of those stored."""
-    waiting: queue.Queue[Encoded | None] = queue.Queue(WAITING_WRITES)
+    waiting: queue.Queue[Batch | None] = queue.Queue(WAITING_WRITES)
     stored: deque[int] = deque()
     failed: list[BaseException] = []
 
@@ -184,6 +187,25 @@ def _written(encoded: "Iterable[Encoded]", writer: StoreWriter) -> Iterator[int]
         raise failed[0]
     while stored:
         yield stored.popleft()
+
+
+class Batch(Protocol):
+    """An encoded batch of whatever engine."""
+
+    batch: int
+
+    def done(self) -> Done:
+        """As the store takes it."""
+
+
+class Encoder(Protocol):
+    """What an engine makes of a source, a tokenizer and options: batches by their numbers, in any order."""
+
+    def run(self, batches: Sequence[int], plan: Manifest) -> Iterator[Any]:
+        """Each of these batches of `plan`, as a `Batch`."""
+
+
+Engine = Callable[[Source, Tokenizer, EncodeOptions], Encoder]
 
 
 @dataclass
