@@ -55,6 +55,8 @@ STANDS_FOR = {
         "tokenbridge-kl16": "tokenbridge-tiny",
         "tokenbridge-generator-large": "tokenbridge-generator-tiny",
     },
+    "flextok": {"flextok-d18-d28": "flextok-tiny"},
+    "karl": {"karl-small": "karl-tiny"},
     "robusttok": {"robusttok-4096": "robusttok-tiny", "robusttok-rar-b": "robusttok-rar-tiny"},
     "binary-latent-diffusion": {
         "binary-latent-diffusion-c64": "binary-latent-diffusion-tiny",

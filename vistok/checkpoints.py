@@ -9,11 +9,13 @@ Published weights are downloaded once through the Hugging Face Hub, checked, con
 in `$VISTOK_CACHE` (default `~/.cache/vistok`).
 """
 
+import ast
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,24 @@ def read_config(path: Path, slug: str) -> Any:
     raise ConfigError(f"{path} is no complete configuration of {slug}: {told}") from told
 
 
+def described(path: Path, slug: str) -> Any:
+    """The config that a safetensors file carries in its header, as the authors' configuration, or None.
+
+    Values are read as Python literals, nothing is run. For what shapes do not tell (FlexTok's levels and scale).
+    """
+    if path.suffix != ".safetensors":
+        return None
+    plain = {}
+    for name, text in tensorfile.metadata(path).items():
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            plain[name] = ast.literal_eval(text)
+    for system in (find_system(slug, role) for role in roles_of(slug)):
+        if system.configure and plain:
+            with suppress(ConfigError, KeyError, TypeError):
+                return system.configure(plain)
+    return None
+
+
 def convert_file(
     path: Path,
     slug: str,
@@ -283,7 +303,8 @@ def convert_file(
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists; --overwrite replaces it")
     find_system(slug)
-    done = convert(read(Path(path), key), slug, read_config(config, slug) if config else None, force=force)
+    told = read_config(config, slug) if config else described(Path(path), slug)
+    done = convert(read(Path(path), key), slug, told, force=force)
     name = name or (done.variants[0] if len(done.variants) == 1 else slug)
     _write_whole(folder, done, done.model, name)
     return {
@@ -360,11 +381,14 @@ def load_published(variant: Variant) -> Model:
     if not (folder / CONFIG).exists():
         system = find_system(variant.system, variant.role)
         state: dict[str, Tensor] = {}
+        config = system.variants[variant.name]
         for source in variant.weights:
             path = _obtain(variant, source)
             check_file(path, source)
             state |= read(path, source.key)
-        done = convert(state, variant.system, system.variants[variant.name], role=variant.role)
+            told = described(path, variant.system)
+            config = told if isinstance(told, system.config) else config
+        done = convert(state, variant.system, config, role=variant.role)
         _write_whole(folder, done, done.model, variant.name)
     return hub.load_folder(folder)
 

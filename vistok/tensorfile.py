@@ -67,6 +67,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
     return tensors, read_into(path, tensors)
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What the file's writer put beside the tensors, as text by name. Raises FormatError as `entries` does."""
+    with _open(path) as file:
+        _, header = _read_header(file, path)
+    found = json.loads(header).get("__metadata__") or {}
+    return {str(name): value for name, value in found.items() if isinstance(value, str)}
+
+
 def read_into(path: Path, targets: Mapping[str, Tensor]) -> str:
     """Fill `targets`, which has every name of the file in its shape, and return the file's checksum.
 

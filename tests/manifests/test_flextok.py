@@ -38,7 +38,9 @@ def tree(encoder=12, decoder=12, scale=0.5):
                 "enc_transformer": trunk(encoder),
             }
         },
-        "decoder": {"module_dict": {"dec_transformer": trunk(decoder)}},
+        "decoder": {
+            "module_dict": {"dec_transformer": trunk(decoder), "dec_to_patches": {"adaLN_emb_read_key": "dec_time_emb"}}
+        },
         "regularizer": {"levels": [8, 8, 8, 5, 5, 5]},
     }
 

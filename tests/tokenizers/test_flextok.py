@@ -204,6 +204,45 @@ def test_early_patches_learn_a_teachers_features():
     assert not any("teacher" in name for name in tok.state_dict())
 
 
+# -- the authors' files ----------------------------------------------------------------------------------------------
+
+
+def test_a_published_file_tells_by_its_header_what_shapes_do_not(tmp_path):
+    """Heads of 32, other levels, the VAE's scale; without a header the error says what is missing."""
+    from safetensors.torch import save_file
+
+    from vistok import checkpoints
+    from vistok.tokenizers._flextok_network import TrunkSize
+    from vistok.tokenizers.flextok import FlexTokConfig, key_table
+
+    trunk = {"_target_": "flextok.model.trunks.transformers.FlexTransformer", "dim": 64, "depth": 2, "head_dim": 32}
+    encoder = {
+        "enc_patch_emb": {"patch_sizes": [2, 2]},
+        "enc_posemb_module": {"max_sizes": [2, 2]},
+        "enc_register_module": {"n_max": 8},
+        "enc_transformer": trunk,
+    }
+    tree = {
+        "vae": {"latent_channels": 4, "scaling_factor": 0.4},
+        "encoder": {"module_dict": encoder},
+        "decoder": {"module_dict": {"dec_transformer": trunk, "dec_to_patches": {"adaLN_emb_read_key": "t"}}},
+        "regularizer": {"levels": [8, 5, 5]},
+    }
+    told, bare = tmp_path / "told.safetensors", tmp_path / "bare.safetensors"
+    size = TrunkSize(64, 2, 32)
+    config = FlexTokConfig(
+        size, size, registers=8, levels=(8, 5, 5), vae=VAEConfig(4, scale=0.4), size=(32, 32), grid=(2, 2)
+    )
+    save_file({"a": torch.zeros(1)}, told, {name: str(value) for name, value in tree.items()})
+    assert checkpoints.described(told, "flextok") == config
+    model = vistok.create("flextok-tiny")
+    theirs = key_table(model.config).to_theirs(model.state_dict())
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, bare)
+    assert checkpoints.described(bare, "flextok") is None
+    with pytest.raises(vistok.errors.MismatchError, match="heads do not show"):
+        checkpoints.convert_file(bare, "flextok", tmp_path / "out")
+
+
 # -- the VAE ---------------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,7 @@ def fields_of_config(plain: Mapping[str, Any]) -> dict[str, Any]:
             "size": (rows * patch * 8, columns * patch * 8),
             "patch": patch,
             "grid": (rows, columns),
+            "modulated_head": decoder["dec_to_patches"].get("adaLN_emb_read_key") is not None,
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"this is not a configuration of FlexTok's authors: {error} is missing or unknown") from error

@@ -243,7 +243,7 @@ class FlexTok(JudgedTokenizer):
     def _flow_terms(self, pixels: Tensor, latent: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         count, config = len(latent), self.config
         vectors = self.quantizer(self.encoder(latent)).vectors.to(self.dtype)
-        lengths = torch.randint(1, config.registers + 1, (count,), generator=rng, device=rng.device)
+        lengths = self.draw_lengths(count, rng)
         absent = torch.rand(count, generator=rng, device=rng.device) < config.null_dropout
         t = draw_times(count, rng, config.times, config.mode_scale).to(latent.device)
         noise = torch.randn(latent.shape, generator=rng, device=rng.device).to(latent)
@@ -254,6 +254,10 @@ class FlexTok(JudgedTokenizer):
         if self.align_head is not None:
             terms["alignment"] = self._alignment(features, pixels)
         return terms
+
+    def draw_lengths(self, count: int, rng: torch.Generator) -> Tensor:
+        """Nested dropout (section 3.1): how many tokens each item keeps, uniform in 1..N."""
+        return torch.randint(1, self.config.registers + 1, (count,), generator=rng, device=rng.device)
 
     def _alignment(self, features: Tensor, pixels: Tensor) -> Tensor:
         """-mean cosine of predicted and the teacher's patch features, the teacher's resampled to our grid."""
