@@ -15,7 +15,7 @@ from tests.data.pictures import folder
 from tests.training import team
 from tests.training.test_trainer import rows
 from vistok.errors import ConfigError
-from vistok.training import checkpoint
+from vistok.training import checkpoint, sharding
 from vistok.training.recipe import Recipe, check, load_recipe
 from vistok.training.trainer import train
 
@@ -173,3 +173,12 @@ def test_torchrun_trains_one_run(photos, tmp_path):
     assert (ended.stderr.count("step 6/6"), ended.stderr.count("done: ")) == (1, 1)  # one voice
     train(load_recipe(recipe), photos, tmp_path / "one")
     agree(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_switch_of_accelerate_launch_is_heeded_and_taken_from_it(monkeypatch):
+    monkeypatch.setattr(sharding, "_ASKED", False)
+    assert not sharding.asked(False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert sharding.asked(False)
+    assert os.environ["ACCELERATE_USE_FSDP"] == "false"
+    assert sharding.asked(False)  # for a second run in the same process
