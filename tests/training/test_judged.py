@@ -1,13 +1,27 @@
 """Runs with judges, with several models, and with what is laid over a model's modules: numbers, logs, resumption."""
 
 import json
+import signal
+import subprocess
+import time
 
 import pytest
 import torch
 
 import vistok
-from tests.training.test_trainer import exact, interrupted, photos, rows, same  # noqa: F401
+from tests.training.test_trainer import (  # noqa: F401
+    ROOT,
+    command,
+    environment,
+    exact,
+    interrupted,
+    photos,
+    rows,
+    same,
+    write_recipe,
+)
 from vistok.errors import ConfigError
+from vistok.training import checkpoint
 from vistok.training.recipe import check
 from vistok.training.trainer import train
 
@@ -35,7 +49,11 @@ GAN = {
 }
 
 
-@pytest.mark.parametrize("train_section", [{}, {"accumulate": 2, "precision": "bf16"}], ids=["plain", "accumulated"])
+@pytest.mark.parametrize(
+    "train_section",
+    [{}, {"accumulate": 2, "precision": "bf16"}, {"precision": "fp16"}],
+    ids=["plain", "accumulated", "fp16"],
+)
 def test_a_judged_run_resumed_after_kills_ends_in_the_same_bits(train_section, photos, tmp_path, monkeypatch):  # noqa: F811
     recipe = make(**GAN, train=train_section)
     train(recipe, photos, tmp_path / "whole")
@@ -51,6 +69,25 @@ def test_a_judged_run_resumed_after_kills_ends_in_the_same_bits(train_section, p
         )
     left = (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
     assert b"discriminator" not in left
+
+
+def test_a_process_killed_with_9_in_a_run_with_everything_resumes_to_the_same_bits(photos, tmp_path):  # noqa: F811
+    section = {"steps": 24, "checkpoint_every": 4, "accumulate": 2, "precision": "bf16", "best": "psnr", "ema": 0.9}
+    recipe = make(**GAN, train=section | {"activation_checkpointing": True, "threads": 1})
+    run = tmp_path / "killed"
+    words = command(write_recipe(tmp_path / "recipe.yaml", recipe), photos, run)
+    process = subprocess.Popen(words, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 240
+    while len(checkpoint.steps_in(run / "checkpoints")) < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < checkpoint.steps_in(run / "checkpoints")[-1] < 24
+    train(recipe, photos, run, resume=True)
+    train(recipe, photos, tmp_path / "whole")
+    assert same(exact(run), exact(tmp_path / "whole"))
+    assert (run / "codebooks.csv").read_text() == (tmp_path / "whole" / "codebooks.csv").read_text()
+    assert (run / "best" / "best.json").read_text() == (tmp_path / "whole" / "best" / "best.json").read_text()
 
 
 def test_the_discriminator_learns_to_tell_and_the_model_does_not_own_it(photos, tmp_path):  # noqa: F811
