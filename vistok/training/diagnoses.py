@@ -20,6 +20,7 @@ CONSTANT = 1e-6  # relative spread of float32 means that do not move at all
 COLLAPSED = 0.05  # perplexity as a share of the codes: healthy codebooks lie above a fifth
 FALLEN = 0.25  # of its best: a perplexity that has lost three quarters is on its way down
 LOW = 0.12  # but only below an eighth of the codes: fresh VQGANs dip to a sixth of theirs and come back
+WAKING = 1.1  # times what it was three rows ago: a young codebook that fills by itself
 UNUSED = 0.6  # share of codes that never occur: young codebooks of sound runs leave up to half of theirs alone
 PER_CODE = 8  # codes counted per code of the codebook before its use is judged: at equal use 0.03 % are unseen
 EXPLODED = 30.0  # times the largest norm of the first half; norms of a sound run vary tenfold at most
@@ -135,7 +136,9 @@ def codebooks(chart: Chart) -> Iterator[Finding]:
             continue
         share = (perplexity - 1) / np.maximum(reachable - 1, 1)
         everything = perplexity / reachable
-        tiny = bool((share[-AGREE:] < COLLAPSED).all())
+        before = perplexity[-2 * AGREE : -AGREE]
+        waking = len(before) == AGREE and perplexity[-AGREE:].mean() > WAKING * before.mean()
+        tiny = bool((share[-AGREE:] < COLLAPSED).all()) and not waking
         sinking = everything[-SETTLED:].max() < min(LOW, FALLEN * float(everything.max()))
         override, cure = _codebook_cure(chart)
         evidence = {"perplexity": perplexity[-AGREE:].tolist(), "codes": float(size[-1]), "used": float(used[-1])}
@@ -263,6 +266,8 @@ def stalled(chart: Chart) -> Iterator[Finding]:
     judged = _nats(_judged(chart))
     if not chart.fresh or chart.recipe.model.init is not None or len(judged) < SETTLED + 2:
         return  # a trained model has little left to gain, and is no worse for it
+    if _fitted(chart):
+        return  # so has one that is fitted to data before its first step
     if _early(chart) or chart.steps < 2 * chart.recipe.optimizer.warmup:
         return
     gained = _gained(chart)
@@ -400,6 +405,17 @@ def _codebook_cure(chart: Chart) -> tuple[str, str]:
     if fields.get("codebook") in ("legacy", "plain"):
         return "model.codebook=cosine", "compare directions instead of distances"
     return _lower_rate(chart), "lower the learning rate, so that the encoder does not outrun the codebook"
+
+
+def _fitted(chart: Chart) -> bool:
+    """Whether the model begins with codebooks or a prior that were fitted to data."""
+    from vistok.errors import VistokError
+    from vistok.registry import system_of
+
+    try:
+        return hasattr(system_of(str(chart.recipe.model.name))[0].model, "initialise")
+    except VistokError:
+        return False
 
 
 def _config_fields(chart: Chart) -> dict:
