@@ -18,6 +18,7 @@ OPTIONS = {
     "dino": TINY_DINO,
     "omnitokenizer-image": {"width": 4},
     "omnitokenizer-video": {"width": 4},
+    "by-length": {"count": 2, "span": 2, "width": 8},
 }
 SHAPES = {
     "patchgan": (2, 1, 2, 2),
@@ -26,6 +27,7 @@ SHAPES = {
     "dino": (2, 48),
     "omnitokenizer-image": (2, 1, 7, 7),
     "omnitokenizer-video": (2, 1, 4, 7, 7),
+    "by-length": (2, 1, 2, 2),
 }
 
 
