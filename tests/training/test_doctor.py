@@ -280,6 +280,19 @@ def test_a_resumed_run_says_nothing_twice_and_keeps_its_rows(photos, tmp_path, m
     assert [int(row["step"]) for row in rows] == list(range(3, 73, 3))
 
 
+def test_a_key_that_a_stage_sets_itself_is_named_there(photos, tmp_path):
+    plain = make(log_every=4).plain()
+    plain["stages"] = [
+        {"name": "own", "model": {"name": "patient", "normalised": False}, "train": {"steps": 72}},
+        {"name": "last", "optimizer": {"lr": 1e-3}, "train": {"steps": 2}},
+    ]
+    found = fall_ill(check(plain, "test"), photos, tmp_path / "run")
+    assert found["codebook-collapse"].override == "stages.0.model.restart_below=1.0"
+    last = read_charts(tmp_path / "run")[1]
+    assert last.key("optimizer.lr=1e-4") == "stages.1.optimizer.lr=1e-4"
+    assert last.key("optimizer.clip=1.0") == "optimizer.clip=1.0"
+
+
 def test_a_chart_stays_small_and_keeps_its_beginning_and_its_end():
     chart = Chart(make())
     for step in range(1, 5001):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vistok.errors import ConfigError, FormatError
-from vistok.training.recipe import Recipe, check
+from vistok.training.recipe import STAGE_SECTIONS, Recipe, StageSection, check
 
 MOST_ROWS = 256  # of a stage that the rules look at: with more, every second of the older half is left out
 
@@ -54,6 +54,7 @@ class Chart:
     first       the step that the stage begins at
     rows        logged rows, ascending: {"step": .., "loss": .., "term/NAME": weighted term, ..}, see vitals.py
     validation  rows of validation.csv in the stage
+    own         number and section of the stage, where the recipe lists stages
     """
 
     recipe: Recipe
@@ -61,6 +62,17 @@ class Chart:
     fresh: bool = True
     rows: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
+    own: tuple[int, StageSection] | None = None
+
+    def key(self, override: str | None) -> str | None:
+        """An override where it takes effect: inside the stage, where the stage sets that key itself."""
+        if override is None or self.own is None:
+            return override
+        index, stage = self.own
+        section, _, rest = override.partition(".")
+        given = getattr(stage, section, None)
+        sets = section in STAGE_SECTIONS or (isinstance(given, dict) and rest.partition("=")[0] in given)
+        return f"stages.{index}.{override}" if given is not None and sets else override
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row, and thin the older ones out when there are many."""
@@ -99,9 +111,9 @@ def read_charts(run: Path) -> list[Chart]:
         raise FormatError(f"{run} is not a run's folder: it has no recipe.yaml that can be read ({error})") from error
     rows, validation = _rows(run / "vitals.csv"), _rows(run / "validation.csv")
     charts, first = [], 0
-    for index, (_, held) in enumerate(recipe.resolved()):
+    for index, (stage, held) in enumerate(recipe.resolved()):
         last = first + held.train.steps
-        chart = Chart(held, first, index == 0)
+        chart = Chart(held, first, index == 0, own=(index, stage) if recipe.stages else None)
         for row in rows:
             if first < row["step"] <= last:
                 chart.add(row)

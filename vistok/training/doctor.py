@@ -8,6 +8,7 @@ Both see the same rows through the same rules.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 def diagnose(chart: Chart) -> list[Finding]:
     """Everything that the rules find in a chart, the causes before what they bring about."""
-    return [finding for rule in RULES for finding in rule(chart)] if chart.rows else []
+    found = [finding for rule in RULES for finding in rule(chart)] if chart.rows else []
+    return [replace(finding, override=chart.key(finding.override)) for finding in found]
 
 
 def examine(run: str | Path) -> list[Finding]:
@@ -49,20 +51,21 @@ class Doctor:
     """
 
     def __init__(
-        self, run: Path, stages: list[Recipe], curves: Curves, display: Display, upto: int | None, main: bool
+        self, run: Path, recipe: Recipe, curves: Curves, display: Display, upto: int | None, main: bool
     ) -> None:
-        self._run, self._stages, self._upto, self._main = run, stages, upto, main
+        self._run, self._recipe, self._upto, self._main = run, recipe, upto, main
         self._curves, self._display = curves, display
         self._log = CsvLog(run / "vitals.csv", upto) if main else None
         self._told: set[tuple[str, str]] = set()
         self._vitals: Vitals | None = None
-        self.chart = Chart(stages[0])
+        self.chart = Chart(recipe)
 
     def begin(self, stage: int, first: int, model: nn.Module, others: Mapping[str, nn.Module] | None = None) -> None:
         """Turn to a stage whose first step is `first`, and to its model and further modules by name."""
         self.end()
         self._vitals = Vitals(model, others)
-        self.chart = Chart(self._stages[stage], first, stage == 0)
+        section, held = self._recipe.resolved()[stage]
+        self.chart = Chart(held, first, stage == 0, own=(stage, section) if self._recipe.stages else None)
         if self._upto is not None and self._main:
             past = read_charts(self._run)[stage]
             self.chart.rows, self.chart.validation = past.rows, past.validation

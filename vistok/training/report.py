@@ -50,7 +50,7 @@ class Report:
         self.reference = Comparison.of_run(recipe, facts, self.log.path) if self.log is not None else None
         self.curves = Curves(self.path / "tensorboard", recipe.train.tensorboard and main, begun or 0)
         self.display = Display(console, sum(one.train.steps for one in held), begun or 0)
-        self.doctor = Doctor(self.path, held, self.curves, self.display, begun, main)
+        self.doctor = Doctor(self.path, recipe, self.curves, self.display, begun, main)
         self.epochs = EpochUsage(self.path, items, self.curves, begun, main)
         self.terms: list[str] = []
         self.window: Tensor | None = None  # sums of the weighted terms and of the gradient's norm since the last row
