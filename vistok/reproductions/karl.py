@@ -94,7 +94,7 @@ def searched(seed: int, context: Context) -> Mapping[str, float]:
 def adaptive(seed: int, context: Context) -> Mapping[str, float]:
     """Train KARL; ask it for the four errors, and compare with the search of the same seed, trained before."""
     model = context.train({"model": {"name": "karl-adaptive"}, **RECIPE})
-    baseline = vistok.load(context.folder.parent / "search" / "model" / "model")
+    baseline: Any = vistok.load(context.folder.parent / "search" / "model" / "model")
     pixels, _ = context.test_pixels(32, TESTED)
     errors = prefix_errors(baseline, pixels)
     found: dict[str, float] = {}
