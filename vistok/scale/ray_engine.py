@@ -100,8 +100,8 @@ class RayEncoder:
         cores = max(1, int(resources.get("CPU", 1)) // workers) if gpus else 1
         step = max(1, min(BATCHES_PER_TASK, len(batches) // (workers * TASKS_PER_WORKER)))
         tables = [pa.table({"batch": batches[first : first + step]}) for first in range(0, len(batches), step)]
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = ray.data.from_arrow(tables).map_batches(
             RayWorker,
             fn_constructor_kwargs={"errand": [errand], "device": "cuda" if gpus else "cpu"},
