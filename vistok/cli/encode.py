@@ -27,7 +27,7 @@ def command(
         str | None,
         typer.Option("--model", "-m", help="A name, a model folder or a Hub id. Default: the one that ships."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of 256 px at a time; larger ones in fewer.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; large ones in fewer.")] = 256,
     on_size: Annotated[
         str, typer.Option(help="What to do with sizes that do not fit: pad, refuse, resize, tile.")
     ] = "pad",

@@ -3,7 +3,7 @@
     source --read, decode ahead--> pixels, in order --model: a batch at a time--> Tokens --thread: write--> store
 
 Batch k always holds the same items, and the model always sees them in the same groups: pictures that share a canvas
-go together, at most batch_size * 256 * 256 pixels at a time (larger pictures in smaller groups), and a picture that
+go together, at most 64 * 256 * 256 pixels at a time (larger pictures in smaller groups), and a picture that
 cannot be read leaves its place to a blank one, whose tokens are dropped. So neither an interruption nor a bad
 neighbour changes an item's tokens. Memory is bounded: pictures wait in at most AHEAD_BYTES (`data.readahead`).
 """
@@ -36,6 +36,7 @@ from vistok.tokens import Tokens
 SHARD_ITEMS = 8192
 SHARD_VALUES = 2**27  # codes or floats, so that the largest stores still have shards of some hundred megabytes
 REFERENCE_SIDE = 256
+AT_ONCE = 64  # pictures of that side in one call of the model
 WAITING_WRITES = 4
 
 
@@ -43,11 +44,12 @@ WAITING_WRITES = 4
 class EncodeOptions:
     """How a data set is encoded. All but `max_bad` and `workers` belong to the store and must agree on resuming.
 
-    crop: cut the middle square out, scaled to this side, before anything else. seed: item i draws with seed + i,
-    where a tokenizer draws at all. shard_items: about how many items a shard holds.
+    batch_size: items that are written together; the model sees small pictures so, larger ones in smaller groups. crop:
+    cut the middle square out, scaled to this side, before anything else. seed: item i draws with seed + i, where a
+    tokenizer draws at all. shard_items: about how many items a shard holds.
     """
 
-    batch_size: int = 64
+    batch_size: int = 256
     on_size: OnSize = "pad"
     crop: int | None = None
     seed: int = 0
@@ -237,7 +239,7 @@ class BatchEncoder:
         unknown = [need for need in spec.needs.encode if need != "text" or not source.captioned]
         if unknown:
             raise InputError(f"{tokenizer.name} cannot encode without {unknown[0]}, which {source.name} does not have")
-        self._pixels_at_once = options.batch_size * REFERENCE_SIDE**2
+        self._pixels_at_once = min(options.batch_size, AT_ONCE) * REFERENCE_SIDE**2
         self._prepare = CutOut(options.crop, tokenizer.input_channels)
         self._canvases: dict[Size, Canvas | str] = {}
 
