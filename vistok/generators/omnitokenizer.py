@@ -21,9 +21,10 @@ from torch import Tensor
 
 from vistok.errors import ConfigError
 from vistok.generator import Generator, Known, fixed_spec, known_prefix
+from vistok.generators._mingpt_keys import mingpt_rules
 from vistok.keys import Drop, KeyTable
 from vistok.layout import Segment
-from vistok.nn.mingpt import MinGPT, mingpt_rules
+from vistok.nn.mingpt import MinGPT
 from vistok.registry import System
 from vistok.sampling.noise import uniforms
 from vistok.sampling.tokens import Sampling, draw, guide

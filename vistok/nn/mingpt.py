@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vistok.keys import Drop, Fuse, Rename, Rule
 from vistok.nn.attention import KeyValues, SelfAttention
 from vistok.nn.transformer import MLP
 
@@ -75,29 +74,3 @@ class MinGPT(nn.Module):
         return [
             KeyValues(batch, self.heads, length, head, dtype=weight.dtype, device=weight.device) for _ in self.blocks
         ]
-
-
-def mingpt_rules(theirs: str, ours: str, positions: int) -> list[Rule]:
-    """Rules from taming's names below the prefix `theirs` to those of a `MinGPT` below `ours`."""
-    a, b = f"{theirs}blocks.#", f"{ours}blocks.#"
-    visible = torch.ones(positions, positions).tril()[None, None]
-
-    def masks(state: object) -> dict[str, Tensor]:
-        depth = len({key.split(".")[len(ours.split("."))] for key in state if key.startswith(f"{ours}blocks.")})  # type: ignore[attr-defined]
-        return {f"{theirs}blocks.{index}.attn.mask": visible for index in range(depth)}
-
-    return [
-        Rename(f"{theirs}tok_emb.weight", f"{ours}table.weight"),
-        Rename(f"{theirs}pos_emb", f"{ours}positions", lambda table: table[0], lambda table: table[None]),
-        Drop(f"{a}.attn.mask", restore=masks),
-        Rename(f"{a}.ln#.*", f"{b}.norm#.*"),
-        *(
-            Fuse(tuple(f"{a}.attn.{part}.{kind}" for part in ("query", "key", "value")), f"{b}.attention.qkv.{kind}")
-            for kind in ("weight", "bias")
-        ),
-        Rename(f"{a}.attn.proj.*", f"{b}.attention.out.*"),
-        Rename(f"{a}.mlp.0.*", f"{b}.mlp.expand.*"),
-        Rename(f"{a}.mlp.2.*", f"{b}.mlp.contract.*"),
-        Rename(f"{theirs}ln_f.*", f"{ours}norm.*"),
-        Rename(f"{theirs}head.weight", f"{ours}head.weight"),
-    ]
