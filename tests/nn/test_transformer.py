@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vistok.nn.positions import rotation_1d
-from vistok.nn.transformer import MLP, AdaBlock, Block, Modulation
+from vistok.nn.transformer import MLP, AdaBlock, Block, Modulation, PostNormBlock
 
 
 def draw(*shape, seed=0):
@@ -102,3 +102,21 @@ def test_a_condition_for_every_position():
     for position in range(3):
         for part, alone in zip(each, modulation(condition[:, position]), strict=True):
             torch.testing.assert_close(part[:, position : position + 1], alone)
+
+
+def test_a_post_norm_block_normalises_sums():
+    torch.manual_seed(0)
+    block, x = PostNormBlock(8, 2, hidden=12, dropout=0.5).eval(), draw(2, 5, 8)
+    after = block.norm1(x + block.attention(x))
+    expected = block.norm2(after + block.mlp(after))
+    torch.testing.assert_close(block(x), expected)
+    torch.testing.assert_close(block(x, only=slice(1, None)), expected[:, 1:])
+    torch.testing.assert_close(expected.mean(-1), torch.zeros(2, 5), atol=1e-6, rtol=0)
+    assert not torch.equal(block.train()(x), expected)
+
+
+def test_queries_keys_and_values_may_lack_their_bias():
+    block = Block(8, 2, qkv_bias=False)
+    assert block.attention.qkv.bias is None
+    assert block.attention.out.bias is not None
+    assert block.mlp.expand.bias is not None

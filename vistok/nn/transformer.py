@@ -1,6 +1,7 @@
-"""Transformer blocks: pre-norm, optionally with cross-attention, and with conditioning by adaptive layer norm.
+"""Transformer blocks: pre-norm, optionally with cross-attention; post-norm; and conditioned by adaptive layer norm.
 
-x += attention(norm x)    [x += cross(norm x, context)]    x += MLP(norm x)
+pre-norm    x += attention(norm x)    [x += cross(norm x, context)]    x += MLP(norm x)
+post-norm   x = norm(x + attention(x))    x = norm(x + MLP(x))
 adaLN-Zero (DiT, arXiv:2212.09748): each norm's output is scaled and shifted, each branch gated, by a condition
 """
 
@@ -62,6 +63,7 @@ class Block(nn.Module):
 
     width, heads   of the attention
     hidden         width of the MLP, 4 W unless given
+    qkv_bias       of the maps to queries, keys and values alone; as `bias` unless given
     context_width  adds cross-attention to a context of this width, between attention and MLP
     eps            of the layer norms: 1e-5 in CLIP's line, 1e-6 in timm's
     dropout        in the self-attention and the MLP, in training, as timm's blocks have it
@@ -76,6 +78,7 @@ class Block(nn.Module):
         hidden: int | None = None,
         activation: Activation = "gelu",
         bias: bool = True,
+        qkv_bias: bool | None = None,
         qk_norm: Norm = "none",
         context_width: int | None = None,
         eps: float = 1e-5,
@@ -88,7 +91,14 @@ class Block(nn.Module):
         if layer_scale is not None:
             self.scale1, self.scale2 = (nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2))
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attention = SelfAttention(width, heads, bias=bias, qk_norm=qk_norm, dropout=dropout)
+        self.attention = SelfAttention(
+            width,
+            heads,
+            bias=bias if qkv_bias is None else qkv_bias,
+            out_bias=bias,
+            qk_norm=qk_norm,
+            dropout=dropout,
+        )
         if context_width:
             self.norm_cross = nn.LayerNorm(width, eps=eps)
             self.cross = CrossAttention(width, heads, context_width=context_width, bias=bias, qk_norm=qk_norm)
@@ -121,6 +131,27 @@ class Block(nn.Module):
 
 def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
     return x if gain is None else x * gain
+
+
+class PostNormBlock(nn.Module):
+    """BERT's block (arXiv:1810.04805), (B, N, W) to (B, N, W): each branch is added and the sum normalised.
+
+    `dropout` in training: of attention weights and of what both branches add. Epsilons of BERT are 1e-12.
+    """
+
+    def __init__(self, width: int, heads: int, *, hidden: int | None = None, eps: float = 1e-12, dropout: float = 0.0):
+        super().__init__()
+        self.dropout = dropout
+        self.attention = SelfAttention(width, heads, dropout=dropout)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden or 4 * width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor, *, only: slice | None = None) -> Tensor:
+        """With `only`, those positions alone come out, which saves the work for the others."""
+        kept = x if only is None else x[:, only]
+        x = self.norm1(kept + self.attention(x, only=only))
+        return self.norm2(x + F.dropout(self.mlp(x), self.dropout, self.training))
 
 
 class Modulation(nn.Module):
