@@ -55,7 +55,7 @@ class MaskedSampling(Sampling):
     draw_temperature       temperature of the draw alone, x (1 - p); 0 takes the likeliest code; None is 1 at every step
     draw_floor             the draw's temperature does not fall below
     guidance_start         s at the start of the curve; 1 is no guidance, and then no second branch is computed
-    guidance_curve         from there to `guidance`: "constant" (there at once), "linear" x, "cosine" (1 - cos pi x^p) / 2
+    guidance_curve         from there to `guidance`: "constant" (there at once), "linear" x, "cosine" (1 - cos pi x^p)/2
     guidance_power         p of the cosine curve; above 1 it starts later
     guidance_after         x = (i + 1) / S in place of i / S
     granularity            "code": each code is masked by itself (MaskBit's groups); "token": all codes of a position
