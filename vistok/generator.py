@@ -159,8 +159,7 @@ class Generator(Model):
             if condition is not None:
                 raise InputError(f"{self.name} is unconditional; leave the condition out")
             return None
-        several = isinstance(condition, (list, tuple, range)) or (isinstance(condition, Tensor) and condition.ndim)
-        listed = list(condition) if several else [condition] * items
+        listed = list(condition) if _several(condition) else [condition] * items
         if len(listed) != items:
             raise InputError(f"{len(listed)} conditions for {items} items")
         return torch.tensor([self.class_number(one) for one in listed], dtype=torch.long, device=self.device)
@@ -183,8 +182,10 @@ class Generator(Model):
             raise InputError(f"{self.name} has no class {condition!r}; its classes are 0..{self.classes - 1}")
         return number
 
-    def batch_tokens(self, batch: dict[str, Any]) -> Tensor:
+    def batch_tokens(self, batch: dict[str, Any], *, rng: torch.Generator | None = None) -> Tensor:
         """Codes (B, N[, C]) or vectors (B, N, D) of a training batch, on the model's device.
+
+        With `rng`, pixels become a draw from the tokenizer's Gaussian, where it has one, instead of its mode.
 
         Raises InputError where there are none, MismatchError for tokens of another tokenizer or layout.
         """
@@ -195,8 +196,12 @@ class Generator(Model):
             data = batch["tokens"].data
         elif batch.get("pixels") is not None and self.tokenizer is not None:
             tokenizer, pixels = self.tokenizer.to(self.device), batch["pixels"]
+            seeds, options = [0] * len(pixels), dict[str, Any]()
+            if rng is not None and "sample" in signature(tokenizer.tokenize).parameters:
+                drawn = torch.randint(2**62, (len(pixels),), generator=rng, device=rng.device)
+                seeds, options = drawn.tolist(), {"sample": True}
             with tokenizer.inference(), torch.autocast(self.device.type, enabled=False):
-                encoded = tokenizer.tokenize(pixels, tokenizer.spec.of(self.spec.canvas), seeds=[0] * len(pixels))
+                encoded = tokenizer.tokenize(pixels, tokenizer.spec.of(self.spec.canvas), seeds=seeds, **options)
             data = encoded.codes if encoded.codes is not None else encoded.vectors
         else:
             raise InputError(
@@ -227,9 +232,8 @@ class Generator(Model):
                 raise InputError(f"{self.name} has no option {name!r}{nearest(name, taken) or known}")
 
     def _items(self, condition: Any, count: int | None, seed: Any, known: Tokens | None) -> int:
-        several = isinstance(condition, (list, tuple, range)) or (isinstance(condition, Tensor) and condition.ndim)
         told = {
-            "conditions": len(condition) if several else None,
+            "conditions": len(condition) if _several(condition) else None,
             "count": count,
             "seeds": None if isinstance(seed, int) else len(seed),
             "known tokens": None if known is None else len(known),
@@ -253,7 +257,12 @@ class Generator(Model):
         padding = [0, 0] * (data.ndim - 2) + [0, missing]
         present = data.new_ones(data.shape[:2], dtype=torch.bool) if known.keep is None else known.keep.to(data.device)
         if known.codes is not None:
-            present = present & (data if data.ndim == 2 else data.amin(-1)).ge(0)
+            if data.ndim == 2:
+                present = present & data.ge(0)
+            else:  # a segment with fewer codes than others has none in the last columns
+                columns = [len(segment.codebooks) for segment in self.spec.segments for _ in range(segment.count)]
+                there = torch.arange(data.shape[2]) < torch.tensor(columns)[: data.shape[1], None]
+                present = present & (data.ge(0) | ~there.to(data.device)).all(-1)
         return Known(torch.nn.functional.pad(data, padding), torch.nn.functional.pad(present, [0, missing]))
 
     def _check(self, tokens: Tokens) -> None:
@@ -300,6 +309,13 @@ def drop_labels(labels: Tensor, share: float, null: int, rng: torch.Generator) -
         raise ConfigError(f"label dropout {share}; expected a share of at least 0 and below 1")
     dropped = torch.rand(labels.shape, generator=rng, device=rng.device).to(labels.device) < share
     return torch.where(dropped, null, labels)
+
+
+def _several(condition: Any) -> bool:
+    """Whether there is a condition for each item: a sequence, a tensor with a batch axis, a record of features."""
+    if isinstance(condition, (str, bytes, Mapping)) or not hasattr(condition, "__len__"):
+        return False
+    return getattr(condition, "ndim", 1) > 0
 
 
 class _Evaluation:

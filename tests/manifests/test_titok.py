@@ -1,10 +1,11 @@
-"""The published TiTok and TA-TiTok tokenizers at full size: every key has its place, sizes are told from shapes."""
+"""The published TiTok and TA-TiTok models at full size: every key has its place, sizes are told from shapes."""
 
 from dataclasses import replace
 
 import pytest
 
 from tests.manifests.manifest import check, names, shapes
+from vistok.generators import titok as generator
 from vistok.tokenizers.titok import VARIANTS, recognise
 
 MANIFESTS = {
@@ -25,11 +26,21 @@ MANIFESTS = {
     "tatitok_sl128_vae": "ta-titok-sl-128-vae",
 }
 
+GENERATORS = {
+    "generator-l32": "titok-generator-l-32",
+    "generator-b64": "titok-generator-b-64",
+    "generator-s128": "titok-generator-s-128",
+    "maskgen_vq_l": "maskgen-vq-l",
+    "maskgen_vq_xl": "maskgen-vq-xl",
+    "maskgen_kl_l": "maskgen-kl-l",
+    "maskgen_kl_xl": "maskgen-kl-xl",
+}
+
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_every_key_has_its_place(name):
     state, variant = shapes("titok", name), MANIFESTS[name]
-    check("titok", variant, state)
+    check("titok", variant, state, "tokenizer")
     seen = recognise(state)
     # a KL model has no codebook, so its sizes cannot be seen and do not matter
     expected = VARIANTS[variant]
@@ -38,5 +49,13 @@ def test_every_key_has_its_place(name):
     assert seen == expected
 
 
-def test_no_manifest_of_a_tokenizer_is_forgotten():
-    assert set(names("titok", "tokenizer-")) | set(names("titok", "tatitok")) <= set(MANIFESTS)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_key_of_the_generators_has_its_place(name):
+    state, variant = shapes("titok", name), GENERATORS[name]
+    check("titok", variant, state, "generator")
+    assert generator.recognise(state) == generator.VARIANTS[variant]
+    assert recognise(state) is None
+
+
+def test_no_manifest_is_forgotten():
+    assert set(names("titok")) <= {*MANIFESTS, *GENERATORS}

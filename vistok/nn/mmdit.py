@@ -46,11 +46,10 @@ class JointBlock(nn.Module):
         queries, keys, values = self._heads(self.qkv, modulate(self.norm(x), shift1, scale1), 3)
         read = modulate(self.norm(text), text_shift, text_scale)
         if self.last:
-            keys_values = self._heads(self.text_qkv, read, 2)
+            text_keys, text_values = self._heads(self.text_qkv, read, 2)
         else:
-            text_queries, *keys_values = self._heads(self.text_qkv, read, 3)
+            text_queries, text_keys, text_values = self._heads(self.text_qkv, read, 3)
             queries = torch.cat([queries, text_queries], 2)
-        text_keys, text_values = keys_values
         joined = attend(queries, torch.cat([keys, text_keys], 2), torch.cat([values, text_values], 2))
         x = torch.addcmul(x, gate1, self.out(joined[:, :count]))
         x = torch.addcmul(x, gate2, self.mlp(modulate(self.norm(x), shift2, scale2)))

@@ -1,6 +1,6 @@
 """Random numbers that belong to an item: drawn from its own seed, so they do not depend on the batch or the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,14 @@ class ItemNoise:
 
     def uniforms(self, *shape: int) -> Tensor:
         """The next uniform numbers in [0, 1), float32 (B, *shape)."""
-        drawn = [torch.rand(shape, generator=generator) for generator in self._generators]
+        return self._drawn(torch.rand, shape)
+
+    def normals(self, *shape: int) -> Tensor:
+        """The next standard normal numbers, float32 (B, *shape)."""
+        return self._drawn(torch.randn, shape)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        drawn = [draw(shape, generator=generator) for generator in self._generators]
         return (torch.stack(drawn) if drawn else torch.zeros(0, *shape)).to(self._device)
 
 
@@ -26,8 +33,7 @@ def uniforms(seeds: Sequence[int], shape: Sequence[int], device: "torch.device |
 
 def normals(seeds: Sequence[int], shape: Sequence[int], device: "torch.device | str" = "cpu") -> Tensor:
     """Standard normal numbers, float32 (B, *shape), one generator per item."""
-    drawn = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-    return (torch.stack(drawn) if drawn else torch.zeros(0, *shape)).to(device)
+    return ItemNoise(seeds, device).normals(*shape)
 
 
 def permutations(seeds: Sequence[int], length: int, device: "torch.device | str" = "cpu") -> Tensor:

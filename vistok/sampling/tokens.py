@@ -75,7 +75,10 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return scaled.softmax(-1)
 
 
-def guide(outputs: Tensor, scale: float) -> Tensor:
-    """Guided outputs (B, ..) of a doubled batch (2 B, ..): first half with the condition, second half without."""
+def guide(outputs: Tensor, scale: float | Tensor) -> Tensor:
+    """Guided outputs (B, ..) of a doubled batch (2 B, ..): first half with the condition, second half without.
+
+    `scale` is one number, or a tensor that broadcasts to (B, ..).
+    """
     conditional, unconditional = outputs.chunk(2)
     return unconditional + scale * (conditional - unconditional)
