@@ -39,6 +39,10 @@ class CNNConfig:
     decoder_blocks  residual blocks per level of the decoder, where they are not what the style says
     middle_blocks   residual blocks in the middle of style "maskgit", as many as `blocks` unless given (MAGE has 2)
     activated     SiLU between the last norm and `conv_out` (without: Unleashing Transformers, arXiv:2111.12701)
+    halving       "conv" with stride 2, or "pool"; as the style has it unless given (VQGAN+ is "maskgit" with "conv")
+    middle_attention  whether the middle of style "taming" has attention
+    groups        of every GroupNorm. As many as there are channels would take away each channel's mean, and with it the
+                  picture's brightness and colour: at small widths take fewer
     """
 
     width: int = 128
@@ -53,12 +57,15 @@ class CNNConfig:
     decoder_blocks: int | None = None
     middle_blocks: int | None = None
     activated: bool = True
+    halving: Literal["conv", "pool"] | None = None
+    middle_attention: bool = True
+    groups: int = GROUPS
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1 or self.decoder_blocks == 0:
             raise ConfigError(f"a CNN needs multipliers and blocks of at least 1, got {self}")
-        if any(width % GROUPS for width in self.widths):
-            raise ConfigError(f"widths {self.widths} must be multiples of {GROUPS}, the groups of its GroupNorm")
+        if self.groups < 1 or any(width % self.groups for width in self.widths):
+            raise ConfigError(f"widths {self.widths} must be multiples of {self.groups}, the groups of its GroupNorm")
         if any(level not in range(len(self.multipliers)) for level in self.attention):
             raise ConfigError(f"attention at levels {self.attention}, where levels are 0..{len(self.multipliers) - 1}")
         if self.style == "maskgit" and self.attention:
@@ -168,7 +175,7 @@ class Level(nn.Module):
             ResidualBlock(entering if index == 0 else width, width, config) for index in range(blocks)
         )
         attends = level in config.attention
-        self.attentions = nn.ModuleList(PixelAttention(width) for _ in range(blocks if attends else 0))
+        self.attentions = nn.ModuleList(PixelAttention(width, config.groups) for _ in range(blocks if attends else 0))
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,10 +187,10 @@ class Level(nn.Module):
 
 
 class NormSiLU(nn.GroupNorm):
-    """GroupNorm over 32 groups (eps 1e-6), then SiLU; in place where no gradient needs the value between."""
+    """GroupNorm (eps 1e-6), then SiLU; in place where no gradient needs the value between."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(GROUPS, width, eps=EPS)
+    def __init__(self, width: int, groups: int = GROUPS) -> None:
+        super().__init__(groups, width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
@@ -199,9 +206,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.keeps_input = config.style == "taming"
         bias = config.style == "taming"
-        self.norm1 = NormSiLU(entering)
+        self.norm1 = NormSiLU(entering, config.groups)
         self.conv1 = nn.Conv2d(entering, width, 3, padding=1, bias=bias)
-        self.norm2 = NormSiLU(width)
+        self.norm2 = NormSiLU(width, config.groups)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
         source = entering if self.keeps_input else width
@@ -217,9 +224,9 @@ class ResidualBlock(nn.Module):
 class PixelAttention(nn.Module):
     """x + attention over all positions of norm(x): one head as wide as the map, scale width^-0.5."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, width, eps=EPS)
+        self.norm = nn.GroupNorm(groups, width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -288,19 +295,20 @@ def _settle(module: nn.Module) -> None:
 
 
 def _norm_out(config: CNNConfig, width: int) -> nn.Module:
-    return NormSiLU(width) if config.activated else nn.GroupNorm(GROUPS, width, eps=EPS)
+    groups = config.groups
+    return NormSiLU(width, groups) if config.activated else nn.GroupNorm(groups, width, eps=EPS)
 
 
 def _shrink(config: CNNConfig, level: int) -> nn.Module | None:
     if level == len(config.multipliers) - 1:
         return None
-    return Downsample(config.widths[level]) if config.style == "taming" else nn.AvgPool2d(2)
+    halving = config.halving or ("conv" if config.style == "taming" else "pool")
+    return Downsample(config.widths[level]) if halving == "conv" else nn.AvgPool2d(2)
 
 
 def _middle(config: CNNConfig) -> nn.Sequential:
     width = config.widths[-1]
     if config.style == "taming":
-        return nn.Sequential(
-            ResidualBlock(width, width, config), PixelAttention(width), ResidualBlock(width, width, config)
-        )
+        attention = PixelAttention(width) if config.middle_attention else nn.Identity()
+        return nn.Sequential(ResidualBlock(width, width, config), attention, ResidualBlock(width, width, config))
     return nn.Sequential(*(ResidualBlock(width, width, config) for _ in range(config.middle_blocks or config.blocks)))
