@@ -35,7 +35,10 @@ from vistok.registry import System, find_system, roles_of, systems
 
 __all__ = ["Converted", "Drop", "Fuse", "KeyTable", "Rename", "Split", "convert", "load_published", "read"]
 
-WRAPPERS = ("ema", "model_ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "module", "params")
+WRAPPERS = (
+    "ema", "model_ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "module", "params", "trainer",
+)  # fmt: skip
+SIDE_BY_SIDE = ("vae_local", "var_wo_ddp")  # VAR's trainer keeps the tokenizer beside the generator that reads it
 WRAPPED = ("module.", "_orig_mod.")  # put before every key by DistributedDataParallel and torch.compile
 PREFIXES = ("model.", "ema_model.", "tokenizer.", "ae.")  # an attribute of whoever trained it, unless part of the name
 BESIDE_OTHERS = ("ema_model.", "ae.")  # where other prefixes, of weights or of judges, stand in the same file
@@ -69,6 +72,9 @@ def _unwrap(plain: Any, path: Path, key: str | None) -> dict[str, Tensor]:
                 raise FormatError(f"{path} has no entry {key!r}; it has {few(_keys(plain), 8)}")
             plain = plain[part]
     while isinstance(plain, Mapping) and not _is_state(plain):
+        parts = [plain[name] for name in SIDE_BY_SIDE if isinstance(plain.get(name), Mapping)]
+        if parts:
+            return {name: value for part in parts for name, value in _without_prefixes(dict(part)).items()}
         inner = next((name for name in WRAPPERS if isinstance(plain.get(name), Mapping) and plain[name]), None)
         if inner is None:
             raise FormatError(f"{path} holds no state dict; its entries are {few(_keys(plain), 8)}")

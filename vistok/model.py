@@ -22,6 +22,7 @@ class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=[
     system: ClassVar[str] = ""
     role: ClassVar[str] = "model"
     preprocessing: ClassVar[str] = "rgb, [0, 1]"
+    undecayed: ClassVar[tuple[str, ...]] = ()  # parameters that weight decay leaves alone, by shell pattern
     config: Any
 
     def __init__(self, config: Any, name: str | None = None) -> None:

@@ -124,17 +124,21 @@ class MultiScaleVectorQuantizer(Quantizer):
 
     def advance(self, scale: int, codes: Tensor, f_hat: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One step of generation: add the `codes` (B, h_s w_s) of `scale` (0-based) to `f_hat` (B, H W, D; None is
-        zero).
+        zero). Vectors (B, h_s w_s, D) in place of codes are taken as they are: mixtures of rows, for instance.
 
         Gives the new f_hat and the model's next input (B, h w, D) at the following scale, None after the last.
         """
         if not 0 <= scale < len(self.scales):
             raise InputError(f"scale must be in 0..{len(self.scales) - 1}, got {scale}")
-        if codes.ndim != 2 or codes.shape[1] != self.lengths[scale]:
-            raise InputError(f"scale {scale} has codes of shape (B, {self.lengths[scale]}), got {tuple(codes.shape)}")
-        check_range(codes, self.codebooks)
+        rows = codes if codes.ndim == 3 else None
+        wanted = (self.lengths[scale],) if rows is None else (self.lengths[scale], self.dim)
+        if codes.ndim not in (2, 3) or codes.shape[1:] != wanted:
+            told = ", ".join(map(str, wanted))
+            raise InputError(f"scale {scale} has codes of shape (B, {told}), got {tuple(codes.shape)}")
+        if rows is None:
+            check_range(codes, self.codebooks)
         with torch.autocast(codes.device.type, enabled=False):
-            total = self._detail(codes, scale)
+            total = self._detail(codes, scale) if rows is None else self._spread(rows.to(self.table().dtype), scale)
             if f_hat is not None:
                 total = self._to_map(f_hat.to(total.dtype)) + total
             following = _to_rows(self._shrink(total, scale + 1)) if scale + 1 < len(self.scales) else None
@@ -218,8 +222,11 @@ class MultiScaleVectorQuantizer(Quantizer):
 
     def _detail(self, codes: Tensor, scale: int) -> Tensor:
         """What the codes (B, h_s w_s) of a scale add to f_hat, a map (B, D, H, W)."""
+        return self._spread(embedding(codes.long(), self.table()), scale)
+
+    def _spread(self, rows: Tensor, scale: int) -> Tensor:
+        """The rows (B, h_s w_s, D) of a scale at full size and refined, (B, D, H, W)."""
         height, width = self.scales[scale]
-        rows = embedding(codes.long(), self.table())
         grown = rearrange(rows, "b (h w) d -> b d h w", h=height, w=width).contiguous()
         if scale + 1 < len(self.scales):
             grown = _resize(grown, self.grid, "bicubic")

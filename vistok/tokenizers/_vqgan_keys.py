@@ -3,6 +3,7 @@
 taming    down.{i}.block.{j}, down.{i}.attn.{j}, mid.block_1, mid.attn_1; up.{i} counts from full resolution
 maskgit   the same without attention, mid.{j}, upsample_conv
 mage      maskgit's network in taming's names: mid.block_{j}, upsample.conv
+var       taming's names, with one fused qkv in every attention
 llamagen  conv_blocks.{i}.res.{j}, conv_blocks.{i}.attn.{j}, mid.{j}, in the order of execution
 ours      levels.{i}.blocks.{j}, levels.{i}.attentions.{j}, levels.{i}.resample, middle.{j}, in the order of execution
 """
@@ -17,36 +18,42 @@ Family = Literal["taming", "maskgit", "llamagen"]
 
 
 def cnn_rules(
-    family: Family | Literal["mage"], side: Literal["encoder", "decoder"], theirs: str, ours: str, levels: int = 5
+    family: Family | Literal["mage", "var"],
+    side: Literal["encoder", "decoder"],
+    theirs: str,
+    ours: str,
+    levels: int = 5,
 ) -> list[Rule]:
     """Rules for one CNN of `levels` levels, under the prefix `theirs` in the authors' file and `ours` in the model."""
     up = "upsample_conv" if family == "maskgit" else "upsample.conv"
     resample = "downsample.conv" if side == "encoder" else up
+    fused = family == "var"
     if family == "llamagen":
         rules = _level_rules(f"{theirs}conv_blocks.#.", f"{ours}levels.#.", "res", resample)
         rules += _attention_rules(f"{theirs}mid.1.", f"{ours}middle.1.")
         rules += _block_rules(f"{theirs}mid.#.", f"{ours}middle.#.")
     elif side == "encoder":
-        rules = _level_rules(f"{theirs}down.#.", f"{ours}levels.#.", "block", resample)
+        rules = _level_rules(f"{theirs}down.#.", f"{ours}levels.#.", "block", resample, fused)
     else:  # theirs count levels from full resolution, ours in the order of execution
         rules = []
         for level in range(levels):
-            rules += _level_rules(f"{theirs}up.{levels - 1 - level}.", f"{ours}levels.{level}.", "block", resample)
+            theirs_level, ours_level = f"{theirs}up.{levels - 1 - level}.", f"{ours}levels.{level}."
+            rules += _level_rules(theirs_level, ours_level, "block", resample, fused)
     if family == "maskgit":
         rules += _block_rules(f"{theirs}mid.#.", f"{ours}middle.#.")
-    if family in ("taming", "mage"):
-        last = 2 if family == "taming" else 1
+    if family in ("taming", "mage", "var"):
+        last = 1 if family == "mage" else 2
         rules += _block_rules(f"{theirs}mid.block_1.", f"{ours}middle.0.")
         rules += _block_rules(f"{theirs}mid.block_2.", f"{ours}middle.{last}.")
-    if family == "taming":
-        rules += _attention_rules(f"{theirs}mid.attn_1.", f"{ours}middle.1.")
+    if family in ("taming", "var"):
+        rules += _attention_rules(f"{theirs}mid.attn_1.", f"{ours}middle.1.", fused)
     return [*rules, *(Rename(f"{theirs}{name}.*", f"{ours}{name}.*") for name in ("conv_in", "norm_out", "conv_out"))]
 
 
-def _level_rules(theirs: str, ours: str, block: str, resample: str) -> list[Rule]:
+def _level_rules(theirs: str, ours: str, block: str, resample: str, fused: bool = False) -> list[Rule]:
     return [
         *_block_rules(f"{theirs}{block}.#.", f"{ours}blocks.#."),
-        *_attention_rules(f"{theirs}attn.#.", f"{ours}attentions.#."),
+        *_attention_rules(f"{theirs}attn.#.", f"{ours}attentions.#.", fused),
         Rename(f"{theirs}{resample}.*", f"{ours}resample.conv.*"),
     ]
 
@@ -56,8 +63,8 @@ def _block_rules(theirs: str, ours: str) -> list[Rule]:
     return [*same, Rename(f"{theirs}nin_shortcut.*", f"{ours}shortcut.*")]
 
 
-def _attention_rules(theirs: str, ours: str) -> list[Rule]:
-    parts = (f"{theirs}q.*", f"{theirs}k.*", f"{theirs}v.*")
+def _attention_rules(theirs: str, ours: str, fused: bool = False) -> list[Rule]:
+    parts = (f"{theirs}qkv.*",) if fused else (f"{theirs}q.*", f"{theirs}k.*", f"{theirs}v.*")
     return [
         Fuse(parts, f"{ours}qkv.*", into=as_linear, back=as_pixelwise),
         Rename(f"{theirs}proj_out.*", f"{ours}out.*", into=as_linear, back=as_pixelwise),

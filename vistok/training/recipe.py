@@ -96,8 +96,8 @@ class DataSection(Section):
 class OptimizerSection(Section):
     """Adam with decoupled weight decay (on matrices and kernels, not on biases, scales and other vectors).
 
-    warmup: steps of linear rise. schedule: "constant", or "cosine" down to `final` times lr. clip: largest norm of
-    the gradient over all parameters, null for none.
+    warmup: steps of linear rise. schedule: "constant", or "cosine" or "linear" down to `final` times lr. clip: largest
+    norm of the gradient over all parameters, null for none.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -105,7 +105,7 @@ class OptimizerSection(Section):
     betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.training.judges import Judges, Verdict
-from vistok.training.optimizer import build_optimizer, learning_rate
+from vistok.training.optimizer import build_optimizer, learning_rate, undecayed
 from vistok.training.prepare import Objective, parts
 from vistok.training.recipe import OptimizerSection, Recipe
 from vistok.training.sharding import Shards, together
@@ -58,7 +58,7 @@ class Step:
         self.model, self.recipe, self.first = model, recipe, first
         self.accelerator, self.judges, self.doctor, self.looks = accelerator, judges, doctor, looks
         self.shards = shards
-        optimizer = build_optimizer(model.parameters(), recipe.optimizer)
+        optimizer = build_optimizer(model.parameters(), recipe.optimizer, undecayed(model))
         self.plain: Any = Objective(model) if shards is None else shards.objective
         if shards is None:
             self.objective, self.optimizer = accelerator.prepare(self.plain, optimizer)
