@@ -84,8 +84,11 @@ def measure_generator(model: Generator) -> dict[str, Any]:
     data = torch.cat(columns, 1)
     labels = None if model.classes is None else torch.tensor([0, 1])
     codes = data[..., 0] if data.shape[-1] == 1 else data
-    terms = model.loss({"codes": codes, "label": labels}, 0, torch.Generator().manual_seed(0))
-    tokens = model.generate(None if labels is None else labels, count=2, seed=0)
+    batch: dict[str, Any] = {"codes": codes, "label": labels}
+    if getattr(model.config, "text", None):
+        batch["text"] = torch.from_numpy(np.random.RandomState(2).standard_normal((2, *model.config.text))).float()
+    terms = model.loss(batch, 0, torch.Generator().manual_seed(0))
+    tokens = model.generate(batch.get("text", labels), count=2, seed=0)
     return {"loss": describe(torch.stack(list(terms.values()))), "tokens": describe(tokens.data)}
 
 

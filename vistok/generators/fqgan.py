@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError
 from vistok.generator import Generator, Known, drop_labels, fixed_spec, known_prefix
-from vistok.keys import Fuse, KeyTable, Rename, Rule
+from vistok.generators._llamagen_keys import block_rules, count_blocks, sized
+from vistok.keys import KeyTable, Rename, Rule
 from vistok.layout import Segment
 from vistok.nn.gpt import GPT, GPTSize, initialise, prefixed_rotation
 from vistok.nn.positions import Rotation
@@ -211,19 +212,6 @@ def key_table(config: FARConfig) -> KeyTable:
     return KeyTable(*rules, *block_rules("layers", "trunk"), *block_rules("ar_head", "head"))
 
 
-def block_rules(theirs: str, ours: str) -> list[Rule]:
-    """LlamaGen's names of a block, and ours."""
-    gate = (f"{theirs}.#.feed_forward.w1.weight", f"{theirs}.#.feed_forward.w3.weight")
-    return [
-        Rename(f"{theirs}.#.attention.wqkv.weight", f"{ours}.#.attention.qkv.weight"),
-        Rename(f"{theirs}.#.attention.wo.weight", f"{ours}.#.attention.out.weight"),
-        Fuse(gate, f"{ours}.#.mlp.expand.weight"),
-        Rename(f"{theirs}.#.feed_forward.w2.weight", f"{ours}.#.mlp.contract.weight"),
-        Rename(f"{theirs}.#.attention_norm.weight", f"{ours}.#.norm1.weight"),
-        Rename(f"{theirs}.#.ffn_norm.weight", f"{ours}.#.norm2.weight"),
-    ]
-
-
 def recognise(state: Mapping[str, Tensor]) -> FARConfig | None:
     """The config of an authors' state dict, from its names and shapes alone; None if it is no FAR.
 
@@ -233,18 +221,13 @@ def recognise(state: Mapping[str, Tensor]) -> FARConfig | None:
         return None
     width, joined = state["aggregation_layer.weight"].shape
     hidden = state["layers.0.feed_forward.w1.weight"].shape[0]
-    size = GPTSize(width, _count(state, "layers"), max(width // 64, 1))
     return FARConfig(
-        trunk=size if size.swiglu == hidden else replace(size, hidden=hidden),
-        head_layers=_count(state, "ar_head"),
+        trunk=sized(GPTSize(width, count_blocks(state, "layers"), max(width // 64, 1)), hidden),
+        head_layers=count_blocks(state, "ar_head"),
         sub_codes=joined // width,
         codebook_size=state["tok_embeddings_1.weight"].shape[0],
         classes=state["cls_embedding.embedding_table.weight"].shape[0] - 1,
     )
-
-
-def _count(state: Mapping[str, Tensor], stack: str) -> int:
-    return next(index for index in range(len(state) + 1) if f"{stack}.{index}.attention_norm.weight" not in state)
 
 
 def configure(plain: Mapping[str, Any]) -> FARConfig:

@@ -29,8 +29,9 @@ class SelfAttention(nn.Module):
     qk_norm  "rms" or "layer" norm over each head's queries and keys, with learned gains; "plain-layer" without them
     dropout  of attention weights and of the output, in training
     scale    of the products of queries and keys, 1 / sqrt(head) unless given
+    kv_heads  heads of keys and values, `heads` if None; fewer are read by groups of the queries' (arXiv:2305.13245)
 
-    Raises ConfigError when heads do not divide the width.
+    Raises ConfigError when heads do not divide the width, or kv_heads not the heads.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SelfAttention(nn.Module):
         width: int,
         heads: int,
         *,
+        kv_heads: int | None = None,
         head: int | None = None,
         bias: bool = True,
         out_bias: bool | None = None,
@@ -49,8 +51,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.head, self.dropout = heads, head or _head(width, heads), dropout
         self.scale = scale
+        self.kv_heads = kv_heads or heads
+        if heads % self.kv_heads:
+            raise ConfigError(f"{self.kv_heads} heads of keys and values do not divide {heads} heads")
         inner = self.heads * self.head
-        self.qkv = nn.Linear(width, 3 * inner, bias=bias)
+        self.qkv = nn.Linear(width, inner + 2 * self.kv_heads * self.head, bias=bias)
         self.out = nn.Linear(inner, width, bias=bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = head_norm(qk_norm, self.head, eps), head_norm(qk_norm, self.head, eps)
 
@@ -75,14 +80,13 @@ class SelfAttention(nn.Module):
         if ragged is not None:
             return self.out(self._attend_rows(x, ragged, leading=only is not None))
         if only is None:
-            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head)).permute(2, 0, 3, 1, 4)
+            q, k, v = self._heads(self.qkv(x)).split((self.heads, self.kv_heads, self.kv_heads), 1)
         else:
             inner = self.heads * self.head
             weight, bias = self.qkv.weight, self.qkv.bias
             q = F.linear(x[:, only], weight[:inner], None if bias is None else bias[:inner])
             kv = F.linear(x, weight[inner:], None if bias is None else bias[inner:])
-            q = q.unflatten(-1, (self.heads, self.head)).transpose(1, 2)
-            k, v = kv.unflatten(-1, (2, self.heads, self.head)).permute(2, 0, 3, 1, 4)
+            q, (k, v) = self._heads(q), self._heads(kv).chunk(2, 1)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = (rotation if only is None else rotation[only])(q), rotation(k)
@@ -92,8 +96,12 @@ class SelfAttention(nn.Module):
         out = self.out(attend(q, k, v, mask=mask, causal=causal, dropout=dropout, scale=self.scale))
         return F.dropout(out, dropout) if dropout else out
 
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, n * head) to (B, n, N, head)."""
+        return x.unflatten(-1, (-1, self.head)).transpose(1, 2)
+
     def _attend_rows(self, x: Tensor, ragged: Ragged, leading: bool) -> Tensor:
-        q, k, v = ragged.padded(self.qkv(x)).unflatten(-1, (3, self.heads, self.head)).permute(2, 0, 3, 1, 4)
+        q, k, v = self._heads(ragged.padded(self.qkv(x))).split((self.heads, self.kv_heads, self.kv_heads), 1)
         if leading:
             q = q[:, :, : ragged.lead]
         mask = ragged.mask if ragged.mask.dtype == torch.bool else ragged.mask.to(q.dtype)
@@ -124,6 +132,10 @@ class KeyValues:
     def clear(self) -> None:
         """Begin anew in the same memory."""
         self.length = 0
+
+    def keep(self, items: int) -> None:
+        """Go on with the first `items` of the batch alone."""
+        self.keys, self.values = self.keys[:items], self.values[:items]
 
 
 class CrossAttention(nn.Module):
@@ -179,7 +191,7 @@ def attend(
 ) -> Tensor:
     """softmax(q k^T scale) v of (B, heads, N | M, head), heads joined again: (B, N, heads * head).
 
-    `scale` is 1 / sqrt(head) unless given.
+    `scale` is 1 / sqrt(head) unless given. Keys and values may have fewer heads, each read by a group of the queries'.
 
     `causal` lines up the ends of queries and keys, so that N new positions see the M - N before them. Raises InputError
     when there are more queries than keys then, or a mask as well.
@@ -194,7 +206,10 @@ def attend(
             causal = False
         elif queries < keys:  # PyTorch's own flag lines up the beginnings
             mask, causal = q.new_ones(queries, keys, dtype=bool).tril(keys - queries), False  # type: ignore[call-overload]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
     return out.transpose(1, 2).flatten(2)
 
 

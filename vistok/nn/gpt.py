@@ -23,7 +23,8 @@ from vistok.nn.transformer import MLP
 class GPTSize:
     """Width W, number of blocks and heads of a trunk; `hidden` values in its SwiGLU, 8/3 W rounded up to 256s if None.
 
-    dropout acts on what attention and SwiGLU add, in training.
+    dropout acts on what attention and SwiGLU add, in training. `kv_heads` heads of keys and values, fewer than the
+    queries', are shared by groups of those (arXiv:2305.13245).
     """
 
     width: int = 768
@@ -32,10 +33,13 @@ class GPTSize:
     hidden: int | None = None
     dropout: float = 0.1
     eps: float = 1e-5
+    kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ConfigError(f"{self.heads} heads of a width of {self.width}; a head's width must be a multiple of 4")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ConfigError(f"{self.kv_heads} heads of keys and values do not divide {self.heads} heads")
 
     @property
     def head(self) -> int:
@@ -54,7 +58,7 @@ class GPTBlock(nn.Module):
     def __init__(self, size: GPTSize) -> None:
         super().__init__()
         self.norm1 = nn.RMSNorm(size.width, eps=size.eps)
-        self.attention = SelfAttention(size.width, size.heads, bias=False)
+        self.attention = SelfAttention(size.width, size.heads, kv_heads=size.kv_heads, bias=False)
         self.norm2 = nn.RMSNorm(size.width, eps=size.eps)
         self.mlp = MLP(size.width, size.swiglu, activation="swiglu", bias=False)
         self.dropout = nn.Dropout(size.dropout)
@@ -89,11 +93,8 @@ class GPT(nn.ModuleList):
 
     def cache(self, batch: int, length: int) -> list[KeyValues]:
         """Room for the keys and values of `length` positions, one per block."""
-        weight = next(self.parameters())
-        return [
-            KeyValues(batch, self.size.heads, length, self.size.head, dtype=weight.dtype, device=weight.device)
-            for _ in self
-        ]
+        weight, heads = next(self.parameters()), self.size.kv_heads or self.size.heads
+        return [KeyValues(batch, heads, length, self.size.head, dtype=weight.dtype, device=weight.device) for _ in self]
 
 
 def prefixed_rotation(
