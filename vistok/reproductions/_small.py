@@ -83,9 +83,13 @@ def fit(
     *,
     lr: float = 1e-3,
     seed: int = 0,
+    bf16: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Adam with a short warm-up and a cosine to a twentieth; tells the total every tenth of the way."""
+    """Adam with a short warm-up and a cosine to a twentieth; tells the total every tenth of the way.
+
+    `bf16` computes the loss in autocast, several times faster on processors with bf16 matrix units.
+    """
     optimizer = torch.optim.AdamW(module.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.0)
     rng = torch.Generator().manual_seed(seed)
     warmup = max(steps // 20, 1)
@@ -98,7 +102,8 @@ def fit(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * rate(step)
-        total = torch.stack(list(loss(next(data), step, rng).values())).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            total = torch.stack(list(loss(next(data), step, rng).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
