@@ -23,7 +23,7 @@ from vistok.data.sources import open_source
 from vistok.evaluation.charts import Series, line_chart, standalone
 from vistok.evaluation.codecs import writes
 from vistok.evaluation.file_rates import RATES, File, as_pixels, bd_rate, means, measure_files
-from vistok.evaluation.reconstruction import evaluation_crop
+from vistok.evaluation.protocols import evaluation_crop
 
 NAMES = {"vistok": "vistok", "jpeg": "JPEG", "webp": "WebP", "avif-slow": "AVIF", "jxl": "JPEG XL"}
 RESULTS = Path(__file__).parent / "results"

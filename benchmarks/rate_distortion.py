@@ -21,8 +21,8 @@ import vistok
 from vistok.data.sources import open_source
 from vistok.errors import VistokError
 from vistok.evaluation.charts import Series, line_chart, standalone
+from vistok.evaluation.protocols import evaluation_crop
 from vistok.evaluation.rate_distortion import RatePoint, rate_distortion
-from vistok.evaluation.reconstruction import evaluation_crop
 
 NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 RESULTS = Path(__file__).parent / "results"

@@ -7,7 +7,8 @@ from tests import toy  # noqa: F401
 from tests.data.pictures import folder, picture
 from vistok.data.sources import open_source
 from vistok.errors import InputError
-from vistok.evaluation.reconstruction import evaluate, evaluation_crop, prefix_lengths
+from vistok.evaluation.protocols import evaluation_crop
+from vistok.evaluation.reconstruction import evaluate, prefix_lengths
 from vistok.layout import Segment, Sizes, TokenSpec
 from vistok.metrics.psnr import psnr
 from vistok.metrics.ssim import ssim

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("vistok.cli.info", "One model: its layout, sizes, prefixes, bits and weights."),
     "systems": ("vistok.cli.systems", "Every published system, and what of it is here."),
     "reconstruct": ("vistok.cli.reconstruct", "Pictures to tokens and back, with bits and PSNR."),
+    "generate": ("vistok.cli.generate", "Pictures of classes or prompts, with their tokens or as a grid."),
     "encode": ("vistok.cli.encode", "A data set of pictures to a token store; resumable."),
     "decode": ("vistok.cli.decode", "A token store to pictures."),
     "compress": ("vistok.cli.compress", "A picture to a small compressed file."),
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("vistok.cli.reproduce", "A paper's claim at small scale, against its baseline."),
     "doctor": ("vistok.cli.doctor", "What is wrong with a run, and which recipe key mends it."),
     "eval": ("vistok.cli.eval", "Measure a tokenizer on pictures: PSNR, SSIM, codebook usage, speed."),
+    "explain": ("vistok.cli.explain", "Why the numbers of two results differ, term by term."),
     "convert": ("vistok.cli.convert", "The authors' checkpoint to a model folder."),
 }
 

@@ -1,38 +1,43 @@
 """How well a tokenizer rebuilds a data set, at every prefix length: what `vistok eval` prints.
 
     source --crop--> uint8 (B, 3, S, S) --encode--> Tokens --prefix(k), decode--> uint8 --> PSNR, SSIM, MS-SSIM
+                                              |                                    \\--> features -> rFID and the like
                                               \\--> bits per pixel, codebook usage, images/s
 
-A result says by what protocol it came about: the crop, the resize filter, the rounding and the number of pictures.
-Pictures that cannot be read are skipped and counted.
+A result says by what protocol it came about: the crop, the resize filter, the rounding, the number of pictures and a
+hash of the originals; `receipts()` puts all of that beside every number. Pictures that cannot be read are skipped and
+counted.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vistok.data.items import Source
-from vistok.data.loader import center_crop
 from vistok.data.sources import Where, open_source
+from vistok.environment import environment
 from vistok.errors import InputError, VistokError
+from vistok.evaluation.distributions import Features, distances, feature_protocol
+from vistok.evaluation.protocols import CROPS, ROUNDINGS, Protocol, find_protocol
+from vistok.evaluation.receipt import VERSION, Receipt, plain
 from vistok.layout import Size, TokenSpec
+from vistok.losses.perceptual import Lpips, Perceptual
 from vistok.metrics.codes import CodebookUse, CodeStatistics
+from vistok.metrics.extractors import Extractor
 from vistok.metrics.ms_ssim import SMALLEST, ms_ssim
 from vistok.metrics.psnr import psnr
-from vistok.metrics.ssim import DEFAULT, ssim
+from vistok.metrics.ssim import ssim
 from vistok.metrics.stream import Mean
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 FIELD_SIZE = 256  # what reconstruction is reported at
 MOST_PREFIXES = 8
@@ -44,7 +49,8 @@ class PrefixQuality:
     """Means over all pictures for one prefix length. `tokens` is a mean too where pictures differ in size.
 
     psnr: dB, with its deviation between pictures. ms_ssim: None where pictures are smaller than 161 pixels.
-    bits_per_pixel: of the codes as packed in the token file, without its header.
+    bits_per_pixel: of the codes as packed in the token file, without its header. lpips and distances: where they were
+    asked for, the distances by name (`vistok.evaluation.distributions`).
     """
 
     tokens: float
@@ -54,6 +60,8 @@ class PrefixQuality:
     ssim: float
     ms_ssim: float | None
     decode_images_per_second: float
+    lpips: float | None = None
+    distances: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,35 @@ class Reconstruction:
     codebooks: list[CodebookUse] = field(default_factory=list)
     encode_images_per_second: float = 0.0
     images_per_second: float = 0.0
+    reference: str = ""  # the first 16 hexadecimal digits of a SHA-256 of the originals as they are compared
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every distance, its variant and extractor
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def receipts(self) -> list[Receipt]:
+        """Every value with all that decided it."""
+        shared: dict[str, Any] = {key: self.protocol[key] for key in ("name", "crop", "resize", "rounding")}
+        shared |= {"samples": self.images, "reference": self.reference}
+        ran, found = environment(), []
+        for row in self.prefixes:
+            values = {"psnr": row.psnr, "ssim": row.ssim, "ms_ssim": row.ms_ssim, "lpips": row.lpips, **row.distances}
+            for metric, value in values.items():
+                if value is not None:
+                    own = self.features.get(metric, {"variant": self.protocol.get(metric, "")})
+                    found.append(
+                        Receipt(
+                            metric,
+                            value,
+                            shared | own,
+                            {"name": self.model, "weights": self.weights},
+                            self.settings | {"tokens": row.tokens},
+                            environment=ran,
+                        )
+                    )
+        return found
 
     def plain(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return asdict(self)
+        """All fields as JSON values, and the receipts."""
+        return asdict(self) | {"receipts_version": VERSION, "receipts": plain(self.receipts())}
 
 
 def evaluate(
@@ -82,20 +115,27 @@ def evaluate(
     *,
     size: int | None = None,
     length: int | None = None,
+    protocol: str | Protocol = "vistok",
+    extractor: Extractor | None = None,
+    metrics: Sequence[str] = ("fid",),
+    lpips: Perceptual | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reconstruction:
     """Encode and decode every picture of `data`, at every prefix length or at `length` tokens alone.
 
-    size: side of the centre crop; 0 takes pictures whole; None is 256, or the model's own size where 256 is not legal.
+    size: side of the crop; 0 takes pictures whole; None is 256, or the model's own size where 256 is not legal.
+    protocol: how pictures are cut and rounded, by name (`vistok.evaluation.protocols`).
+    extractor, metrics: distances between the features of originals and reconstructions, by name, where one is given.
+    lpips: a perceptual distance of `vistok.losses.perceptual`, whose mean is reported.
     progress: called with the pictures done and those skipped.
     Raises InputError for an illegal size or length, or where no picture can be read.
     """
-    source = open_source(data)
+    source, rules = open_source(data), find_protocol(protocol)
     side = _default_size(tokenizer) if size is None else size
-    run = _Run(tokenizer, length)
+    run = _Run(tokenizer, length, rules, extractor, metrics, lpips)
     skipped: dict[str, str] = {}
     resized = done = 0
-    for batch in _batches(source, side, skipped):
+    for batch in _batches(source, side, rules, skipped):
         if not done:
             run.warm_up(batch.pixels[:1])
         run.add(batch.pixels)
@@ -111,11 +151,16 @@ def evaluate(
         data=source.name,
         images=done,
         skipped=skipped,
-        protocol=_protocol(side, resized, done),
+        protocol=_protocol(rules, side, resized, done, lpips),
         prefixes=run.rows(),
         codebooks=run.codes.rows() if run.discrete else [],
         encode_images_per_second=done / run.encode_seconds,
         images_per_second=done / (run.encode_seconds + run.decode_seconds[-1]),
+        reference=run.reference.hexdigest()[:16],
+        features={}
+        if run.real is None
+        else {name: feature_protocol(name, run.real.extractor) for name in run.real.metrics},
+        settings={"dtype": str(tokenizer.dtype).removeprefix("torch."), "device": tokenizer.device.type},
     )
 
 
@@ -131,22 +176,25 @@ def prefix_lengths(spec: TokenSpec, most: int = MOST_PREFIXES) -> list[int]:
     return [prefixes[ceil(last / 2**power) - 1] for power in range(min(most - 1, (last - 1).bit_length()), -1, -1)]
 
 
-def evaluation_crop(image: "Image.Image", size: int) -> np.ndarray:
-    """The middle square of `size` pixels, uint8 (S, S, 3), pixels as they are; a smaller picture is scaled up to it."""
-    if min(image.size) < size:
-        return center_crop(image, size)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
 class _Run:
     """Sums over the batches so far."""
 
-    def __init__(self, tokenizer: Tokenizer, length: int | None) -> None:
-        self.tokenizer, self.length = tokenizer, length
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        length: int | None,
+        rules: Protocol,
+        extractor: Extractor | None,
+        metrics: Sequence[str],
+        lpips: Perceptual | None,
+    ) -> None:
+        self.tokenizer, self.length, self.rules, self.lpips = tokenizer, length, rules, lpips
+        self.reference = sha256()
+        self.real = None if extractor is None else Features(extractor, metrics)
+        self.rebuilt: list[Features] = []
         self.codes, self.discrete = CodeStatistics(), False
         self.means: list[dict[str, Mean]] = []
         self.decode_seconds: list[float] = []
@@ -155,7 +203,7 @@ class _Run:
 
     def warm_up(self, pixels: Tensor) -> None:
         """One picture through the model: the first call pays for what later ones find ready."""
-        self.tokenizer.decode(self._encode(pixels), dtype=torch.uint8)
+        self._decode(self._encode(pixels))
 
     def add(self, pixels: Tensor) -> None:
         """Measure uint8 (B, 3, H, W)."""
@@ -166,16 +214,25 @@ class _Run:
         self.codes.update(tokens)
         self.discrete |= tokens.codes is not None
         lengths = self._lengths(tokens)
+        original = self.rules.original(pixels)
+        self.reference.update(str(tuple(original.shape)).encode() + original.contiguous().numpy().tobytes())
+        if self.real is not None:
+            self.real.update(original)
         while len(self.means) < len(lengths):
-            names = ("tokens", "bits", "psnr", "ssim", "ms_ssim")
+            names = ("tokens", "bits", "psnr", "ssim", "ms_ssim", "lpips")
             self.means.append({name: Mean() for name in names})
             self.decode_seconds.append(0.0)
+            if self.real is not None:
+                self.rebuilt.append(Features(self.real.extractor, self.real.metrics))
         for row, prefix in enumerate(lengths):
             shorter = tokens if prefix == tokens.length else tokens.prefix(prefix)
             with self._clock() as clock:
-                rebuilt = self.tokenizer.decode(shorter, dtype=torch.uint8)
+                decoded = self._decode(shorter)
             self.decode_seconds[row] += clock[0]
-            self._measure(self.means[row], pixels, rebuilt.cpu(), shorter)
+            rebuilt = self.rules.eight_bit(decoded.cpu())
+            self._measure(self.means[row], original, rebuilt, shorter)
+            if self.real is not None:
+                self.rebuilt[row].update(rebuilt)
 
     def _measure(self, means: dict[str, Mean], pixels: Tensor, rebuilt: Tensor, tokens: Tokens) -> None:
         if rebuilt.shape != pixels.shape:
@@ -186,14 +243,17 @@ class _Run:
         means["tokens"].update(tokens.lengths)
         means["bits"].update(tokens.bits() / prod(pixels.shape[2:]))
         means["psnr"].update(psnr(rebuilt, pixels))
-        means["ssim"].update(ssim(rebuilt, pixels))
+        means["ssim"].update(ssim(rebuilt, pixels, self.rules.ssim))
         if min(pixels.shape[2:]) >= SMALLEST:
             means["ms_ssim"].update(ms_ssim(rebuilt, pixels))
+        if self.lpips is not None:
+            with torch.no_grad():
+                means["lpips"].update(self.lpips(rebuilt.float() / 255, pixels.float() / 255))
 
     def rows(self) -> list[PrefixQuality]:
         """One row per prefix length, shortest first."""
         found = []
-        for means, seconds in zip(self.means, self.decode_seconds, strict=True):
+        for index, (means, seconds) in enumerate(zip(self.means, self.decode_seconds, strict=True)):
             value = {name: mean.mean for name, mean in means.items()}
             assert value["psnr"] is not None
             found.append(
@@ -205,6 +265,8 @@ class _Run:
                     ssim=value["ssim"] or 0.0,
                     ms_ssim=value["ms_ssim"],
                     decode_images_per_second=self.count / seconds,
+                    lpips=value["lpips"],
+                    distances={} if self.real is None else distances(self.rebuilt[index], self.real),
                 )
             )
         return found
@@ -212,6 +274,10 @@ class _Run:
     def _encode(self, pixels: Tensor) -> Tokens:
         size: Size = (pixels.shape[2], pixels.shape[3])
         return self.tokenizer.encode(pixels, on_size=fitting(self.tokenizer.spec, size))
+
+    def _decode(self, tokens: Tokens) -> Tensor:
+        """uint8 where the protocol rounds as `decode` does, float otherwise."""
+        return self.tokenizer.decode(tokens, dtype=torch.uint8 if self.rules.rounding == "nearest" else torch.float32)
 
     def _lengths(self, tokens: Tokens) -> list[int]:
         if self.length is None:
@@ -242,7 +308,7 @@ class _Batch:
     resized: int
 
 
-def _batches(source: Source, side: int, skipped: dict[str, str]) -> Iterator[_Batch]:
+def _batches(source: Source, side: int, rules: Protocol, skipped: dict[str, str]) -> Iterator[_Batch]:
     """Consecutive pictures of one size; what cannot be read goes to `skipped`."""
     pending: list[np.ndarray] = []
     resized = 0
@@ -252,13 +318,13 @@ def _batches(source: Source, side: int, skipped: dict[str, str]) -> Iterator[_Ba
         except VistokError as error:
             skipped[item.id] = str(error)
             continue
-        cut = evaluation_crop(image, side) if side else np.asarray(image)
+        cut = rules.cut(image, side)
         most = max(1, BATCH_PIXELS // (cut.shape[0] * cut.shape[1]))
         if pending and (cut.shape != pending[0].shape or len(pending) >= most):
             yield _stack(pending, resized)
             pending, resized = [], 0
         pending.append(cut)
-        resized += bool(side) and min(image.size) < side
+        resized += bool(side) and (rules.crop != "centre" or min(image.size) < side)
     if pending:
         yield _stack(pending, resized)
 
@@ -272,21 +338,25 @@ def _default_size(tokenizer: Tokenizer) -> int:
     return FIELD_SIZE if legal else min(tokenizer.spec.size)
 
 
-def _protocol(side: int, resized: int, images: int) -> dict[str, str]:
-    if side:
+def _protocol(rules: Protocol, side: int, resized: int, images: int, lpips: Perceptual | None) -> dict[str, str]:
+    if side and rules.crop == "centre":
         crop = f"centre crop of {side} x {side} pixels"
-        if resized:
-            resize = f"{resized} of {images} smaller pictures scaled up first, shorter side to {side}, bicubic (Pillow)"
-        else:
-            resize = "none"
+        scaled = f"{resized} of {images} smaller pictures scaled up first, shorter side to {side}, bicubic (Pillow)"
+        told_resize = scaled if resized else "none"
+    elif side:
+        crop, told_resize = f"centre crop of {side} x {side} pixels", CROPS[rules.crop][1]
     else:
-        crop, resize = "none: whole pictures", "none"
-    return {
+        crop, told_resize = "none: whole pictures", "none"
+    found = {
+        "name": rules.name,
         "crop": crop,
-        "resize": resize,
-        "rounding": "decoded pixels rounded to 8 bits",
+        "resize": told_resize,
+        "rounding": ROUNDINGS[rules.rounding][1],
         "psnr": "per picture over all channels, peak 255; then the mean",
-        "ssim": DEFAULT,
+        "ssim": rules.ssim,
         "ms_ssim": "wang-2003",
         "bits": "codes as packed in the token file, headers not counted",
     }
+    if lpips is None:
+        return found
+    return found | {"lpips": f"{lpips.net} v0.1" if isinstance(lpips, Lpips) else type(lpips).__name__}

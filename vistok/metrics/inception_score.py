@@ -43,7 +43,9 @@ def inception_score(logits: Tensor, variant: str | Splits = "torch-fidelity") ->
     Raises InputError for another shape or fewer rows than splits, UnknownNameError for an unknown variant.
     """
     if isinstance(variant, str) and variant not in VARIANTS:
-        raise UnknownNameError(f"no Inception score {variant!r}{nearest(variant, VARIANTS) or f'; {list(VARIANTS)}'}")
+        raise UnknownNameError(
+            f"no Inception score {variant!r}{nearest(variant, list(VARIANTS)) or f'; {list(VARIANTS)}'}"
+        )
     splits = VARIANTS[variant] if isinstance(variant, str) else variant
     count = len(logits)
     if logits.ndim != 2 or count < (splits.number or 1):

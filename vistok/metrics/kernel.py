@@ -54,7 +54,9 @@ def kernel_distance(
     Raises InputError for shapes that do not fit or sets smaller than a subset, UnknownNameError for an unknown variant.
     """
     if isinstance(variant, str) and variant not in VARIANTS:
-        raise UnknownNameError(f"no KID {variant!r}{nearest(variant, VARIANTS) or f'; there are {list(VARIANTS)}'}")
+        raise UnknownNameError(
+            f"no KID {variant!r}{nearest(variant, list(VARIANTS)) or f'; there are {list(VARIANTS)}'}"
+        )
     subsets = VARIANTS[variant] if isinstance(variant, str) else variant
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
         raise InputError(f"features of {tuple(generated.shape)} and {tuple(real.shape)}; expected (n, W) and (m, W)")

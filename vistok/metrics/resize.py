@@ -69,7 +69,7 @@ def resize(pixels: Tensor, size: Size, name: str) -> Tensor:
     Raises UnknownNameError for another name, InputError for another shape.
     """
     if name not in RESIZES:
-        raise UnknownNameError(f"no resize {name!r}{nearest(name, RESIZES) or f'; there are {list(RESIZES)}'}")
+        raise UnknownNameError(f"no resize {name!r}{nearest(name, list(RESIZES)) or f'; there are {list(RESIZES)}'}")
     if pixels.ndim != 4:
         raise InputError(f"pixels of shape {tuple(pixels.shape)}; expected (B, C, H, W)")
     return RESIZES[name](pixels, size)
