@@ -3,6 +3,7 @@
 tok = vistok.load()                 # the tokenizer that ships; load("titok-l-32") published weights
 tokens = tok.encode(images)         # Tokens
 images = tok.decode(tokens.prefix(k))
+fast = vistok.reduce(vit, "tome")   # fewer tokens inside a ViT or a LLaVA, until fast.remove()
 """
 
 import logging
@@ -10,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vistok.applied import reduce as reduce
     from vistok.catalogue import list_models as list_models
     from vistok.errors import VistokError as VistokError
     from vistok.generator import Generator as Generator
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from vistok.layout import Sizes as Sizes
     from vistok.layout import TokenSpec as TokenSpec
     from vistok.loading import load as load
+    from vistok.reducer import Reducer as Reducer
     from vistok.registry import create as create
     from vistok.registry import register as register
     from vistok.registry import systems as systems
@@ -34,8 +37,10 @@ _HOME = {
     "Segment": "layout",
     "Sizes": "layout",
     "TokenSpec": "layout",
+    "Reducer": "reducer",
     "create": "registry",
     "load": "loading",
+    "reduce": "applied",
     "register": "registry",
     "systems": "registry",
     "Tokenizer": "tokenizer",

@@ -12,7 +12,7 @@ from vistok.catalogue import DEFAULT_MODEL, Variant
 from vistok.errors import UnknownNameError
 from vistok.folder import CONFIG, WEIGHTS
 from vistok.model import Model
-from vistok.registry import system_of
+from vistok.registry import create, system_of
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,10 @@ def _load_listed(variant: Variant) -> Model:
     for source in variant.weights:
         if source.package:
             return hub.load_folder(SHIPPED / source.package)
+    if not variant.weights and variant.role == "reducer":
+        model = create(variant.name)
+        if not any(True for _ in model.parameters()):  # nothing to load: it is whole as it is
+            return model
     if not variant.weights:
         raise UnknownNameError(
             f"{variant.name!r} has no published weights; vistok.create({variant.name!r}) makes a fresh one"

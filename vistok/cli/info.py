@@ -59,6 +59,8 @@ def collect(name: str) -> dict[str, Any]:
         "parameter_counts": counts,
         "fingerprint": fingerprint,
     }
+    if model.role == "reducer":
+        facts |= {"kind": getattr(model, "kind", None), "places": list(getattr(model, "places", ()))}
     spec: Any = getattr(model, "spec", None)
     return facts | (_spec(spec) if spec is not None else {})
 
