@@ -1,4 +1,4 @@
-"""Compressed files: one picture in as few bytes as its codes take, with a header of at most 12 bytes and a checksum.
+"""Compressed files: one picture, or one clip (`compressed_clips`), in as few bytes as its codes take, with a header of at most 12 bytes and a checksum.
 
     picture --encode--> codes of a prefix --range coder, driven by the tokenizer's prior--> payload
 
@@ -13,7 +13,8 @@
     | ...    | payload                                                                                          |
     | 4      | CRC-32 of everything before, little-endian                                                       |
 
-The padding or the tiles follow from the size and the model. Token files (`Tokens.save`) carry names, layouts and
+Version 3 is a clip: after the size, in the same way, come frames - 1 and the rate's numerator and denominator (0 and 0
+where it is not known). The padding, the tiles or the windows follow from the size and the model. Token files (`Tokens.save`) carry names, layouts and
 batches, and are for storing; these are for few bytes.
 
 Version 2 is for tokenizers with an embedded stream (`EmbeddedStream`), of which every part from the beginning decodes:
@@ -29,6 +30,8 @@ Version 2 is for tokenizers with an embedded stream (`EmbeddedStream`), of which
 
 import math
 import zlib
+from itertools import accumulate
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +39,20 @@ from torch import Tensor
 
 from vistok import bits
 from vistok.errors import FormatError, InputError
-from vistok.header import CHECKSUM, EMBEDDED, ESCAPE, MAGIC, SHORT_CHECKSUM, TAG, VERSION, Header, number, peek
+from vistok.header import (
+    CHECKSUM,
+    CLIP,
+    EMBEDDED,
+    ESCAPE,
+    MAGIC,
+    SHORT_CHECKSUM,
+    TAG,
+    VERSION,
+    Header,
+    clip_numbers,
+    number,
+    peek,
+)
 from vistok.layout import Canvas, Size, TokenSpec
 from vistok.pixels import OnSize, as_uint8, fit, plan, restore, to_pixels
 from vistok.prior import Coder, UniformCoder
@@ -99,6 +115,8 @@ def compress(
     if any(not segment.codebooks for segment in tokenizer.spec.segments):
         raise InputError(f"{tokenizer.name} has continuous tokens; only codes can be compressed")
     pixels = to_pixels(image, tokenizer.input_channels)
+    if pixels.ndim == 5:
+        raise InputError("a clip; vistok.compressed_clips.compress_clip takes it, window by window")
     if len(pixels) != 1:
         raise InputError(f"{len(pixels)} pictures; a compressed file holds one, so call compress once for each")
     size = (pixels.shape[2], pixels.shape[3])
@@ -114,7 +132,7 @@ def compress(
 
 
 def decompress(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> Tensor:
-    """A compressed file to pixels: uint8 (1, 3, H, W), of the size that went in.
+    """A compressed file to pixels: uint8 (1, 3, H, W), of the size that went in; of a clip all frames, (1, 3, T, H, W).
 
     `partial`: `data` may be the beginning of a file, cut anywhere behind its header; for embedded streams alone.
 
@@ -203,8 +221,9 @@ def _read_stream(tokenizer: Tokenizer, data: bytes, header: Header) -> tuple[Can
 
 def _within(tokenizer: Tokenizer, tokens: Tokens, budget: int) -> bytes:
     """The file of the longest prefix within a budget of bytes, by bisection: files grow with the prefix."""
-    height, width = tokens.canvas[0].size
-    prefixes = _spec(tokenizer, tokens.canvas[0]).prefixes
+    canvas = tokens.canvas[0]
+    area = prod(canvas.size) * (canvas.frames or 1)
+    prefixes = _spec(tokenizer, canvas).prefixes
     best, low, high = None, 0, len(prefixes) - 1
     while low <= high:
         middle = (low + high + 1) // 2
@@ -216,7 +235,7 @@ def _within(tokenizer: Tokenizer, tokens: Tokens, budget: int) -> bytes:
     if best is None:
         raise InputError(
             f"the budget is {budget} bytes here; the shortest file of {tokenizer.name} takes "
-            f"{len(smallest)} bytes, {8 * len(smallest) / (height * width):.4f} bits per pixel"
+            f"{len(smallest)} bytes, {8 * len(smallest) / area:.4f} bits per pixel"
         )
     return best
 
@@ -244,16 +263,18 @@ def _psnr(pixels: Tensor, wanted: Tensor) -> float:
 
 
 def pack(tokenizer: Tokenizer, tokens: Tokens) -> bytes:
-    """The tokens of one picture, or a prefix of them that decodes, to a compressed file.
+    """The tokens of one picture or clip, or a prefix of them that decodes, to a compressed file.
 
     Raises MismatchError for tokens of another model, InputError for what a compressed file does not hold.
     """
     if tokens.codes is None or len(tokens) != 1 or not tokens.canvas:
-        raise InputError("a compressed file holds the codes of one picture, with its canvas")
+        raise InputError("a compressed file holds the codes of one picture or clip, with its canvas")
     tokenizer._check_source(tokens)
     canvas = tokens.canvas[0]
-    if canvas != _canvas(tokenizer, canvas.size):
-        raise InputError("a compressed file holds pictures that were padded (or tiled, where too large to pad)")
+    if canvas != _canvas(tokenizer, canvas.size, canvas.frames, canvas.rate):
+        raise InputError(
+            "a compressed file holds pictures and clips that were padded (or tiled, where too large to pad)"
+        )
     spec = _spec(tokenizer, canvas)
     spec.check_prefix(tokens.length)
     tokenizer._check_codes(tokens)
@@ -271,8 +292,10 @@ def pack(tokenizer: Tokenizer, tokens: Tokens) -> bytes:
         keep = tokens.keep[0].cpu().numpy()
         payload = bits.pack(keep, 1) + UniformCoder(keep).encode(codes, spec)
     left_out = len(spec.prefixes) - 1 - spec.prefixes.index(tokens.length)
-    head = bytes([MAGIC, VERSION | min(left_out, ESCAPE) << 4 | (tokens.keep is not None) << 7])
+    version = VERSION if canvas.frames is None else CLIP
+    head = bytes([MAGIC, version | min(left_out, ESCAPE) << 4 | (tokens.keep is not None) << 7])
     head += bytes.fromhex(tokenizer.fingerprint[: 2 * TAG]) + number(canvas.size[0] - 1) + number(canvas.size[1] - 1)
+    head += b"" if canvas.frames is None else clip_numbers(canvas.frames, canvas.rate)
     head += number(left_out) if left_out >= ESCAPE else b""
     body = head + bytes([len(payload) & 0xFF]) + payload
     return body + zlib.crc32(body).to_bytes(CHECKSUM, "little")
@@ -290,7 +313,7 @@ def unpack(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> Token
         codes = stream.codes(state)
         return Tokens(spec.segments, codes, None, None, (canvas,), tokenizer.source)
     header.check(tokenizer)
-    canvas = _canvas(tokenizer, header.size)
+    canvas = _canvas(tokenizer, header.size, header.frames, header.rate)
     spec = _spec(tokenizer, canvas)
     if header.left_out >= len(spec.prefixes):
         raise FormatError(
@@ -298,6 +321,7 @@ def unpack(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> Token
         )
     length = spec.prefixes[len(spec.prefixes) - 1 - header.left_out]
     payload = data[header.bytes : -CHECKSUM]
+    _check_room(tokenizer, spec, header, length, len(payload))
     if not header.keep:
         return Tokens(
             spec.segments, _coder(tokenizer).decode(payload, spec, length), None, None, (canvas,), tokenizer.source
@@ -318,8 +342,23 @@ def _on_size(tokenizer: Tokenizer, size: Size) -> OnSize:
     return "pad" if tokenizer.spec.sizes.padded(size) else "tile"
 
 
-def _canvas(tokenizer: Tokenizer, size: Size) -> Canvas:
-    return plan(size, tokenizer.spec.sizes, _on_size(tokenizer, size))
+def _canvas(tokenizer: Tokenizer, size: Size, frames: int | None = None, rate: float | None = None) -> Canvas:
+    spec, on_size = tokenizer.spec, _on_size(tokenizer, size)
+    return plan(size, spec.sizes, on_size, frames=frames, clips=spec.clips, rate=rate)
+
+
+def _check_room(tokenizer: Tokenizer, spec: TokenSpec, header: Header, length: int, size: int) -> None:
+    """A few bytes may claim any number of frames: raise FormatError before memory is taken for what is not there."""
+    if header.frames is None or header.keep or not isinstance(_coder(tokenizer), UniformCoder):
+        return
+    positions = [segment.count for segment in spec.segments]
+    starts = accumulate(positions, initial=0)
+    needed = sum(
+        max(0, min(count, length - start)) * sum(math.log2(book) for book in segment.codebooks)
+        for segment, count, start in zip(spec.segments, positions, starts, strict=False)
+    )
+    if 8 * size + 64 < needed:
+        raise FormatError(f"the compressed file is damaged: {header.frames} frames do not fit into {size} bytes")
 
 
 def _spec(tokenizer: Tokenizer, canvas: Canvas) -> TokenSpec:

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from fractions import Fraction
 
 from vistok.errors import FormatError, InputError, MismatchError
 from vistok.layout import Size
@@ -10,6 +11,8 @@ from vistok.tokenizer import Tokenizer
 MAGIC = 0xF6
 VERSION = 1  # of files of codes
 EMBEDDED = 2  # of files of an embedded stream
+CLIP = 3  # of files of a clip's codes
+LATEST = CLIP
 CHECKSUM = 4
 SHORT_CHECKSUM = 2
 TAG = 3
@@ -18,7 +21,9 @@ ESCAPE = 7
 
 @dataclass(frozen=True)
 class Header:
-    """What a compressed file says about itself: the picture's (height, width), the model's tag."""
+    """What a compressed file says about itself: the picture's (height, width), the model's tag; of a clip the frame
+    count and the rate, in frames per second.
+    """
 
     size: Size
     model: str  # the first hexadecimal digits of the fingerprint of the weights
@@ -27,6 +32,8 @@ class Header:
     bytes: int  # length of the header
     symbols: int | None = None  # in an embedded stream, None for a file of codes
     whole: bool = True  # False for the beginning of a file
+    frames: int | None = None
+    rate: float | None = None
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise MismatchError unless `tokenizer` is the model that wrote the file."""
@@ -51,10 +58,8 @@ def peek(data: bytes, *, partial: bool = False) -> Header:
     if len(data) < _SMALLEST:
         raise FormatError(f"the compressed file is cut short: {len(data)} bytes")
     version = data[1] & 0x0F
-    if version > EMBEDDED:
-        raise FormatError(
-            f"the compressed file is of version {version}, this vistok reads up to {EMBEDDED}: upgrade it"
-        )
+    if version > LATEST:
+        raise FormatError(f"the compressed file is of version {version}, this vistok reads up to {LATEST}: upgrade it")
     if partial:
         raise FormatError("this file holds no embedded stream: only the whole of it decodes, so partial is of no use")
     header, length = _parse(data)
@@ -75,13 +80,20 @@ def _parse(data: bytes) -> tuple[Header, int]:
     for _ in range(2):
         side, place = read_number(data, place)
         sides.append(side + 1)
+    frames = rate = None
+    if data[1] & 0x0F == CLIP:
+        frames, place = read_number(data, place)
+        above, place = read_number(data, place)
+        below, place = read_number(data, place)
+        frames, rate = frames + 1, above / below if below else None
     left_out = data[1] >> 4 & ESCAPE
     if left_out == ESCAPE:
         left_out, place = read_number(data, place)
     if place >= len(data):
         raise FormatError("the compressed file is damaged: its header does not end")
     tag = data[2 : 2 + TAG].hex()
-    return Header((sides[0], sides[1]), tag, left_out, bool(data[1] >> 7), place + 1), data[place]
+    header = Header((sides[0], sides[1]), tag, left_out, bool(data[1] >> 7), place + 1, frames=frames, rate=rate)
+    return header, data[place]
 
 
 def _peek_stream(data: bytes, partial: bool) -> Header:
@@ -115,6 +127,13 @@ def _whole_file_in(data: bytes, first: int) -> int:
         if check == int.from_bytes(data[end : end + CHECKSUM], "little"):
             return end + CHECKSUM
     return 0
+
+
+def clip_numbers(frames: int, rate: float | None) -> bytes:
+    """A clip's frame count and rate, as `Header` reads them: the rate as a fraction, 0 / 0 where there is none."""
+    share = None if rate is None else Fraction(rate).limit_denominator(100_000)
+    above, below = (0, 0) if share is None else (share.numerator, share.denominator)
+    return number(frames - 1) + number(above) + number(below)
 
 
 def number(value: int, most: int = 4) -> bytes:

@@ -139,7 +139,7 @@ def test_a_generic_model_name_that_does_not_exist_is_one_line(capsys, photos):
 def test_clips_come_back_with_size_frames_and_rate(capsys, model, photos, tmp_path):
     """A model of pictures sees a clip frame by frame, one of clips in windows; a broken one does not stop the rest."""
     from tests import toy  # noqa: F401  registers the toy
-    from tests.data.test_video import moving
+    from tests.data.moving import moving
     from vistok.data.video import open_clip, read_clip, write_clip
 
     original = moving(7, 33, 46)

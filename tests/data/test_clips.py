@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.test_video import moving
+from tests.data.moving import moving
 from vistok.data.clips import Alternating, ClipLoader, ClipSource
 from vistok.data.loader import PixelLoader
 from vistok.data.sources import open_source

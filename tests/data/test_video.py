@@ -1,21 +1,16 @@
 """Clips in files: sizes, rates and frame counts kept, damage told."""
 
+import av
 import numpy as np
 import pytest
 import torch
 
 import tests.toy  # noqa: F401
 import vistok
-from vistok.data.video import is_video_name, open_clip, read_clip, write_clip
+from tests.data.moving import cut_short, moving
+from vistok.data.images import is_video_name
+from vistok.data.video import open_clip, read_clip, write_clip
 from vistok.errors import FormatError, InputError, OutputError
-
-
-def moving(frames=13, height=48, width=64):
-    """A bright square that wanders over a gradient, uint8 (1, 3, T, H, W)."""
-    grid = np.linspace(30, 200, width)[None, None, None] * np.ones((3, frames, height, 1))
-    for index in range(frames):
-        grid[:, index, 8:24, 2 * index : 2 * index + 16] = 250
-    return torch.from_numpy(grid.astype(np.uint8))[None]
 
 
 @pytest.mark.parametrize("size", [(48, 64), (47, 63)])
@@ -82,3 +77,26 @@ def test_names():
     assert is_video_name("a/B.MP4")
     assert not is_video_name("a/.b.mp4")
     assert not is_video_name("b.gif")
+
+
+@pytest.mark.parametrize(("name", "codec"), [("clip.mkv", "libx264"), ("clip.webm", "libvpx"), ("clip.avi", "mpeg4")])
+def test_files_that_end_early_without_an_error_are_refused(tmp_path, name, codec):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        noise = np.random.RandomState(0).randint(0, 99, (40, 48, 64, 3), dtype=np.uint8)  # so that frames take bytes
+        for picture in moving(40)[0].permute(1, 2, 3, 0).numpy() // 2 + noise:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert read_clip(tmp_path / name)[0].shape == (1, 3, 40, 48, 64)
+    cut_short(tmp_path / name, 0.8)
+    with pytest.raises(FormatError, match=r"cut short: \d+ frames"):
+        read_clip(tmp_path / name)
+
+
+def test_windows_may_be_cut_to_a_crop(tmp_path):
+    write_clip(tmp_path / "clip.mp4", [moving()], rate=10)
+    whole = read_clip(tmp_path / "clip.mp4")[0]
+    cut = list(open_clip(tmp_path / "clip.mp4").windows(5, lambda picture: np.asarray(picture)[:16, 8:24]))
+    assert torch.equal(torch.cat(cut, 2), whole[..., :16, 8:24])

@@ -1,4 +1,4 @@
-"""`vistok decompress`: a compressed file back to a picture of the size that went in."""
+"""`vistok decompress`: a compressed file back to a picture, or a clip, of the size that went in."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from vistok.errors import InputError
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `vistok compress` wrote; - reads stdin.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture; its ending names the format.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture or clip; its ending names the format.")],
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="The model that compressed it; the shipped one if left out.")
     ] = None,
@@ -20,11 +20,13 @@ def command(
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, ... A GPU if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
-    """Decompress a file to a picture. A picture that is there already is replaced."""
-    from vistok.data.images import FORMATS, MAX_PIXELS_VARIABLE, pixel_limit, write_image
+    """Decompress a file to a picture or a clip. What is there already is replaced."""
+    from vistok.data.images import FORMATS, MAX_PIXELS_VARIABLE, is_video_name, pixel_limit, write_image
 
-    if output.suffix.lower() not in FORMATS:
-        raise InputError(f"{output}: no image format ends in {output.suffix!r}; expected .png, .jpg, .webp, ...")
+    if output.suffix.lower() not in FORMATS and not is_video_name(output):
+        raise InputError(
+            f"{output}: no image format ends in {output.suffix!r}; expected .png, .jpg, .webp, ..., of clips .mp4"
+        )
     piped = str(file) == "-"
     if not piped and output.exists() and file.exists() and output.samefile(file):
         raise InputError(f"{output} is the compressed file itself")
@@ -34,6 +36,9 @@ def command(
     from vistok.compressed import decompress, peek
 
     header = peek(data, partial=partial)
+    if (header.frames is not None) != is_video_name(output):
+        holds, ending = ("a clip", ".mp4") if header.frames is not None else ("a picture", ".png")
+        raise InputError(f"{file} holds {holds}; give {output.with_suffix(ending)} as the output")
     height, width = header.size  # before a model is loaded; a file of some bytes may claim any size
     if height * width > pixel_limit():
         raise InputError(
@@ -41,10 +46,18 @@ def command(
             f"if you trust it, raise the limit with {MAX_PIXELS_VARIABLE}"
         )
     tokenizer = load_tokenizer(model, device)
-    pixels = decompress(tokenizer, data, partial=partial)
-    write_image(output, pixels)
+    facts = {"input": str(file), "output": str(output), "model": tokenizer.name}
+    told = f"{output}: {width}x{height}"
+    if header.frames is None:
+        write_image(output, decompress(tokenizer, data, partial=partial))
+    else:
+        from vistok.compressed_clips import decompress_windows
+        from vistok.data.video import write_clip
+
+        write_clip(output, decompress_windows(tokenizer, data), rate=header.rate)
+        facts |= {"frames": header.frames, "rate": header.rate}
+        told += f", {header.frames} frames"
     if as_json:
-        facts = {"input": str(file), "output": str(output), "model": tokenizer.name}
         emit_json(facts | {"bytes": len(data), "size": [height, width], "whole": header.whole})
     else:
-        console().print(f"{output}: {width}x{height}", markup=False)
+        console().print(told, markup=False)

@@ -1,4 +1,4 @@
-"""`vistok encode`: every picture of a source into a token store, exactly once. Run again, it finishes what is begun."""
+"""`vistok encode`: every picture or clip of a source into a token store, exactly once; run again, it finishes the rest."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +18,8 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of images, parquet files, WebDataset .tar shards, a URL of these (s3://, gs://, ...), "
-            "or a datasets id name[:split]."
+            help="A folder of images or of clips, one clip, parquet files, WebDataset .tar shards, a URL of these "
+            "(s3://, gs://, ...), or a datasets id name[:split]."
         ),
     ],
     store: Annotated[Path, typer.Option("--output", "-o", help="The store's folder; an unfinished one is resumed.")],
@@ -27,7 +27,10 @@ def command(
         str | None,
         typer.Option("--model", "-m", help="A name, a model folder or a Hub id. Default: the one that ships."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; large ones in fewer.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Items written together. Default: 256 pictures (large ones go in fewer), or 1 clip."),
+    ] = None,
     on_size: Annotated[
         str, typer.Option(help="What to do with sizes that do not fit: pad, refuse, resize, tile.")
     ] = "pad",
@@ -58,23 +61,15 @@ def command(
 ) -> None:
     """Encode a data set into a token store.
 
-    Killed at any moment and run again, the store comes out the same, bit for bit. Unreadable pictures are listed in
-    quarantine.jsonl.
+    Killed at any moment and run again, the store comes out the same, bit for bit. Unreadable pictures and clips are
+    listed in quarantine.jsonl. Clips are read, encoded and kept window by window, with their size, frame count and rate.
     """
     from vistok.cli.loading import load_tokenizer
     from vistok.data.sources import open_source
     from vistok.data.store_writer import holds_store, remove_store
-    from vistok.scale.encode import EncodeOptions, encode_source
+    from vistok.scale.encode import BATCH, CLIP_BATCH, EncodeOptions, encode_source
 
     with_ray = _is_ray(engine, address)
-    options = EncodeOptions(
-        batch_size=batch_size,
-        on_size=on_size,  # type: ignore[arg-type]
-        crop=crop,
-        seed=seed,
-        max_bad=max_bad,
-        workers=None if with_ray else workers,
-    )
     runner: Engine | None = None
     if with_ray:
         from vistok.extras import import_extra
@@ -82,17 +77,25 @@ def command(
 
         import_extra("ray.data", "scale")  # said before anything is read
         runner = RayEngine(address, workers, None if device is None else device != "cpu")
-    pictures = open_source(source, max_pixels=max_pixels)
-    pictures = pictures.first(limit) if limit else pictures
+    items = open_source(source, max_pixels=max_pixels)
+    items = items.first(limit) if limit else items
+    options = EncodeOptions(
+        batch_size=batch_size or (CLIP_BATCH if items.kind == "clips" else BATCH),
+        on_size=on_size,  # type: ignore[arg-type]
+        crop=crop,
+        seed=seed,
+        max_bad=max_bad,
+        workers=None if with_ray else workers,
+    )
     tokenizer = load_tokenizer(model, "cpu" if with_ray and not verify else device)
     if overwrite and holds_store(store):
         remove_store(store)
-    with bar("encode", len(pictures)) as advance:
-        report = encode_source(pictures, tokenizer, store, options, progress=advance, engine=runner)
+    with bar("encode", len(items)) as advance:
+        report = encode_source(items, tokenizer, store, options, progress=advance, engine=runner)
     facts: dict[str, Any] = {"store": str(store), "tokenizer": tokenizer.name, **asdict(report)}
     facts["items_per_second"] = report.encoded_now / report.seconds if report.encoded_now else None
     if verify:
-        facts["verified"] = _verify(store, pictures, tokenizer, options)
+        facts["verified"] = _verify(store, items, tokenizer, options)
     if as_json:
         emit_json(facts)
         return

@@ -1,4 +1,4 @@
-"""`vistok eval`: a tokenizer's reconstructions of a data set, measured at every prefix length."""
+"""`vistok eval`: a tokenizer's reconstructions of pictures or clips, measured at every prefix length."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,40 +7,106 @@ import typer
 from vistok.cli.terminal import console, emit_json, output
 
 if TYPE_CHECKING:
+    from vistok.evaluation.clips import ClipReconstruction
     from vistok.evaluation.reconstruction import Reconstruction
+    from vistok.metrics.codes import CodebookUse
 
 
 def command(
-    data: Annotated[str, typer.Option("--data", help="Folder, parquet, shards, or a datasets id.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Folder of pictures or clips, a clip, parquet, shards, a datasets id.")
+    ],
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="Name or folder; the shipped one if left out.")
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=0, help="Side of the centre crop; 0: whole pictures. Default: 256, or the model's own."),
+        typer.Option(min=0, help="Side of the centre crop; 0: whole. Default: 256, or the model's own; of clips 0."),
     ] = None,
     length: Annotated[int | None, typer.Option("--length", min=1, help="Only the first K tokens.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items.")] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(help="Whose crop, rounding and SSIM: vistok, llamagen, seed-voken, 1d-tokenizer, adm, clean-fid."),
+    ] = "vistok",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="More of them, with commas: fid, sfid, is, kid, precision, recall, .., lpips-vgg, lpips-alex."
+        ),
+    ] = None,
+    extractor: Annotated[
+        str | None, typer.Option(help="Features of the distances, such as dinov2-l14. Default: the protocol's.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE of a metric's network where it is not to be downloaded: inception, lpips-vgg, .."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
-    """Measure a tokenizer on pictures: PSNR, SSIM, MS-SSIM, bits per pixel, codebook usage and perplexity, images/s.
+    """Measure a tokenizer on pictures: PSNR, SSIM, MS-SSIM, bits per pixel, codebook usage and perplexity, images/s;
+    on clips PSNR and SSIM per frame, bits per pixel, frame and second.
 
-    One row per prefix length of an ordered tokenizer. Unreadable pictures are skipped and counted.
+    One row per prefix length of an ordered tokenizer. Unreadable pictures and clips are skipped and counted.
     """
     from vistok.cli.encode import bar
     from vistok.cli.loading import load_tokenizer
     from vistok.data.sources import open_source
+    from vistok.errors import InputError
+    from vistok.evaluation.clips import evaluate_clips
     from vistok.evaluation.reconstruction import evaluate
 
     source = open_source(data)
     source = source.first(limit) if limit else source
     tokenizer = load_tokenizer(model)
+    clips = source.kind == "clips"
+    if clips and (metrics or extractor or protocol != "vistok"):
+        raise InputError("--protocol, --metrics and --extractor are for pictures; clips have PSNR and SSIM per frame")
+    more = {} if clips else _judges(protocol, metrics, extractor, weights)
+    measured: Any = evaluate_clips if clips else evaluate
     with bar("eval", len(source)) as advance:
-        found = evaluate(tokenizer, source, size=size, length=length, progress=advance)
+        found: Any = measured(tokenizer, source, size=size, length=length, progress=advance, **more)
     if as_json:
         emit_json(found.plain())
         return
-    _show(found)
+    (_show_clips if clips else _show)(found)
+    if found.skipped:
+        first = next(iter(found.skipped.values()))
+        console().print(f"unreadable and skipped: {len(found.skipped)}, such as {first}", markup=False)
+
+
+def _judges(protocol: str, metrics: str | None, extractor: str | None, weights: list[str] | None) -> dict[str, Any]:
+    """The arguments of `evaluate` that say what is measured beside PSNR and SSIM."""
+    from vistok.errors import InputError
+    from vistok.evaluation.protocols import find_protocol
+
+    rules = find_protocol(protocol)
+    files: dict[str, list[str]] = {}
+    for one in weights or []:
+        name, _, file = one.partition("=")
+        if not file:
+            raise InputError(f"--weights {one}: expected NAME=FILE, such as inception=pt_inception-2015-12-05.pth")
+        files.setdefault(name.strip(), []).append(file.strip())
+    wanted = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    lpips = [name for name in wanted if name.startswith("lpips")]
+    others = [name for name in wanted if name not in lpips]
+    found: dict[str, Any] = {"protocol": rules}
+    if len(lpips) > 1:
+        raise InputError(f"{' and '.join(lpips)}: one LPIPS at a time")
+    if lpips:
+        from vistok.losses.perceptual import build_perceptual
+
+        found["lpips"] = build_perceptual(lpips[0], weights=files.pop(lpips[0], None))
+    if others or extractor:
+        from vistok.metrics.extractors import build_extractor
+
+        features = extractor or rules.extractor
+        short = features.partition(":")[0]
+        chosen = files.pop(features if features in files else short, None)
+        found |= {"extractor": build_extractor(features, chosen), "metrics": others or ["fid"]}
+    if files:
+        raise InputError(f"--weights for {', '.join(files)}, which nothing here uses: say --metrics or --extractor too")
+    return found
 
 
 def _show(found: "Reconstruction") -> None:
@@ -51,8 +117,13 @@ def _show(found: "Reconstruction") -> None:
     output().print(f"{told['crop']}; resized: {told['resize']}; {told['rounding']}", soft_wrap=True)
     output().print(f"PSNR {told['psnr']}; SSIM {told['ssim']}; MS-SSIM {told['ms_ssim']}", soft_wrap=True)
     output().print(f"bits: {told['bits']}", soft_wrap=True)
+    named = (["lpips"] if "lpips" in told else []) + list(found.features)
+    for name in found.features:
+        output().print(
+            f"{name}: {', '.join(f'{key} {value}' for key, value in found.features[name].items())}", soft_wrap=True
+        )
     table = Table(box=None, pad_edge=False)
-    for column in ("tokens", "bits/pixel", "PSNR dB", "+-", "SSIM", "MS-SSIM", "decode images/s"):
+    for column in ("tokens", "bits/pixel", "PSNR dB", "+-", "SSIM", "MS-SSIM", *named, "decode images/s"):
         table.add_column(column, justify="right")
     for row in found.prefixes:
         table.add_row(
@@ -62,14 +133,60 @@ def _show(found: "Reconstruction") -> None:
             f"{row.psnr_deviation:.2f}",
             f"{row.ssim:.4f}",
             _number(row.ms_ssim, ".4f"),
+            *(_number(row.lpips if name == "lpips" else row.distances[name], ".4g") for name in named),
             f"{row.decode_images_per_second:.3g}",
         )
     output().print(table)
-    if found.codebooks:
+    _show_codebooks(found.codebooks)
+    speed, both = found.encode_images_per_second, found.images_per_second
+    output().print(f"encode {speed:.3g} images/s, encode and decode {both:.3g} images/s")
+
+
+def _show_clips(found: "ClipReconstruction") -> None:
+    from rich.table import Table
+
+    told, total = found.protocol, f"{found.frames} frames in {found.clips} clips"
+    output().print(f"[bold]{found.model}[/bold] on {total} of {found.data}", soft_wrap=True)
+    output().print(f"{told['crop']}; windows of {told['windows']}; {told['rounding']}", soft_wrap=True)
+    output().print(f"PSNR {told['psnr']}; SSIM {told['ssim']}; bits: {told['bits']}", soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        "tokens/frame",
+        "bits/pixel",
+        "bits/frame",
+        "kbit/s",
+        "PSNR dB",
+        "+-",
+        "worst",
+        "SSIM",
+        "decode frames/s",
+    ):
+        table.add_column(column, justify="right")
+    for row in found.prefixes:
+        table.add_row(
+            f"{row.tokens_per_frame:.1f}",
+            f"{row.bits_per_pixel:.4f}",
+            f"{row.bits_per_frame:,.0f}",
+            f"{row.bits_per_second / 1000:,.1f}",
+            f"{row.psnr:.2f}",
+            f"{row.psnr_deviation:.2f}",
+            f"{row.psnr_worst:.2f}",
+            f"{row.ssim:.4f}",
+            f"{row.decode_frames_per_second:.3g}",
+        )
+    output().print(table)
+    _show_codebooks(found.codebooks)
+    output().print(f"encode {found.encode_frames_per_second:.3g} frames/s")
+
+
+def _show_codebooks(codebooks: "list[CodebookUse]") -> None:
+    from rich.table import Table
+
+    if codebooks:
         books = Table(box=None, pad_edge=False)
         for column in ("segment", "code", "codebook", "used", "perplexity", "bits/code", "codes counted"):
             books.add_column(column, justify="left" if column == "segment" else "right")
-        for book in found.codebooks:
+        for book in codebooks:
             books.add_row(
                 book.segment,
                 str(book.column),
@@ -80,11 +197,6 @@ def _show(found: "Reconstruction") -> None:
                 f"{book.counted:,}",
             )
         output().print(books)
-    speed, both = found.encode_images_per_second, found.images_per_second
-    output().print(f"encode {speed:.3g} images/s, encode and decode {both:.3g} images/s")
-    if found.skipped:
-        first = next(iter(found.skipped.values()))
-        console().print(f"unreadable and skipped: {len(found.skipped)}, such as {first}", markup=False)
 
 
 def _number(value: Any, form: str) -> str:

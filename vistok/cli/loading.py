@@ -44,8 +44,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
     Raises InputError for a folder without pictures and clips, or a wildcard that matches nothing.
     """
+    from vistok.data.images import is_video_name
     from vistok.data.sources import FolderSource, open_source
-    from vistok.data.video import is_video_name
 
     found: list[str] = []
     for argument in arguments:
@@ -58,6 +58,9 @@ def expand(arguments: Sequence[str]) -> list[str]:
                 if not clips:
                     raise
             else:
+                if source.kind == "clips":
+                    found += clips
+                    continue
                 if not isinstance(source, FolderSource):
                     raise InputError(f"{argument} holds {source.kind} files; `vistok encode` reads these")
                 found += [str(path / item.id) for item in source]

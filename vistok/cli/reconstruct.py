@@ -140,7 +140,7 @@ def check_length(path: str, tokenizer: "Tokenizer", canvas: "Canvas", length: in
 
 def output_names(inputs: Sequence[str], folder: Path) -> list[Path]:
     """`<stem>.png`, of clips `<stem>.mp4`, numbered where two would meet, or one would replace an input."""
-    from vistok.data.video import is_video_name
+    from vistok.data.images import is_video_name
 
     taken = {str(Path(path).resolve()).casefold() for path in inputs}
     names = []

@@ -15,28 +15,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vistok.data.images import is_video_name
 from vistok.data.items import Item, Source
 from vistok.data.loader import PixelLoader, window
-from vistok.data.video import is_video_name, open_clip
+from vistok.data.video import Clip, open_clip
 from vistok.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vistok.tokenizer import Tokenizer
+
 CACHE_BYTES = 512 * 2**20  # of decoded clips that are kept
 
 
 class ClipItem(Item):
-    """A clip of a source. `frames` decodes it; it is no picture, so `image` says so."""
+    """A clip of a source. `clip` opens it, `frames` decodes it; it is no picture, so `image` says so."""
 
     def __init__(self, id: str, path: Path, label: int | None = None, max_pixels: int | None = None) -> None:
         super().__init__(id, lambda: path, label, max_pixels=max_pixels)
         self.path = path
 
     @property
+    def clip(self) -> Clip:
+        """Opened, to be read window by window. Raises a VistokError for what is no clip."""
+        return open_clip(self.path, max_pixels=self._max_pixels)
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width) as it is shown."""
-        return open_clip(self.path, max_pixels=self._max_pixels).size
+        return self.clip.size
 
     @property
     def image(self) -> "Image.Image":
@@ -49,8 +57,7 @@ class ClipItem(Item):
 
     def frames(self) -> np.ndarray:
         """All of it, uint8 (T, H, W, 3). Raises a VistokError for what is no clip."""
-        clip = open_clip(self.path, max_pixels=self._max_pixels)
-        return np.stack([frame.permute(1, 2, 0).numpy() for frame in clip.frames()])
+        return np.stack([frame.permute(1, 2, 0).numpy() for frame in self.clip.frames()])
 
     @property
     def middle(self) -> "Image.Image":
@@ -99,6 +106,15 @@ class ClipSource(Source):
                 yield f"{file} {(self._root / file).stat().st_size}"
             except OSError:
                 yield f"{file} unreadable"
+
+
+def check_takes_clips(tokenizer: "Tokenizer", name: str) -> None:
+    """Raise InputError where `name` holds clips and the tokenizer takes none."""
+    if tokenizer.spec.clips is None:
+        raise InputError(
+            f"{name} needs a tokenizer of clips, and {tokenizer.name} is one of {tokenizer.spec.modality}s: load another "
+            "(`vistok list 'omnitokenizer*'`), or write the frames as pictures first (ffmpeg -i clip.mp4 %05d.png)"
+        )
 
 
 class ClipLoader(PixelLoader):

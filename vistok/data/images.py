@@ -45,6 +45,7 @@ FORMATS = {
     ".pnm": "PPM",
 }
 IMAGE_SUFFIXES = tuple(FORMATS)
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # here, where no torch is needed
 _READABLE = (*dict.fromkeys(FORMATS.values()), "DIB")
 _opening = threading.Lock()  # Pillow's own pixel limit is one global: it is ours only while a header is read
 
@@ -53,6 +54,12 @@ def is_image_name(name: str | os.PathLike) -> bool:
     """Whether a file's name ends like an image's and is not hidden (as the `._` files of macOS archives are)."""
     path = Path(name)
     return path.suffix.lower() in FORMATS and not path.name.startswith(".")
+
+
+def is_video_name(name: str | os.PathLike) -> bool:
+    """Whether a file's name ends like a clip's and is not hidden (an animated GIF is a picture, of its first frame)."""
+    path = Path(name)
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def pixel_limit(max_pixels: int | None = None) -> int:

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from queue import SimpleQueue
+from queue import Full, Queue, SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,50 @@ PROCESSES_FROM = 4096  # items; shorter jobs are over before a process has begun
 _RUN = 16  # items that one task decodes one after the other: tiny pictures cost less than handing over a task
 _WHILE_STARTING = 128
 _PROCESS_RUN = 64  # the same where a process decodes them
+
+Value = TypeVar("Value")
+
+
+def ahead(values: Iterable[Value], count: int = 1) -> Generator[Value, None, None]:
+    """The same values, made by a thread up to `count` of them ahead of their use: windows of a clip, say.
+
+    What making them raises is raised here, in its place.
+    """
+    ready: Queue[tuple[bool, Any]] = Queue(count)
+    stop = threading.Event()
+
+    def put(is_value: bool, entry: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put((is_value, entry), timeout=0.05)
+                return True
+            except Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for value in values:
+                if not put(True, value):
+                    return
+            put(False, None)
+        except BaseException as error:
+            put(False, error)
+
+    thread = threading.Thread(target=make, name="vistok-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            is_value, entry = ready.get()
+            if is_value:
+                yield entry
+            elif entry is None:
+                return
+            else:
+                raise entry
+    finally:
+        stop.set()
+        thread.join()
 
 
 def decode_ahead(

@@ -5,7 +5,7 @@
     open_source("shards/")                    WebDataset .tar shards with .txt, .json and .cls beside the pictures
     open_source("s3://bucket/photos")         any of these behind a URL that fsspec reaches (`data.remote`)
     open_source("owner/name:train")           any `datasets` id, with its split
-    open_source("clips/")                     a folder of clips and no pictures
+    open_source("clips/")                     a folder of clips and no pictures, or one clip
 
     source[i] -> Item(id, label, caption); item.size reads the header, item.image decodes
 
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vistok.data.images import IMAGE_SUFFIXES, is_image_name
+from vistok.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name
 from vistok.data.items import Item, Source
 from vistok.data.remote import AnyPath, RemotePath, glob_remote
 from vistok.errors import InputError
@@ -77,7 +77,7 @@ class FolderSource(Source):
 
 
 def open_source(where: "Where | Source", *, max_pixels: int | None = None) -> Source:
-    """Open a folder, an image, parquet files, WebDataset shards, a list of one kind of these, or a `datasets` id.
+    """Open a folder, an image, a clip, parquet files, WebDataset shards, a list of one kind of these, or a `datasets` id.
 
     `where` may hold wildcards (`shards/*.tar`) or braces (`{000..127}.tar`). A folder with parquet or tar files and
     at most as many images is a dataset of those files. A `datasets` id is `name[:config][:split]`. A URL
@@ -102,7 +102,9 @@ def open_source(where: "Where | Source", *, max_pixels: int | None = None) -> So
         from vistok.data.tables import DatasetsSource
 
         return DatasetsSource.load(text, max_pixels)
-    raise InputError(f"{text} does not exist; expected a folder of images, parquet or tar files, or a datasets id")
+    raise InputError(
+        f"{text} does not exist; expected a folder of images or clips, parquet or tar files, or a datasets id"
+    )
 
 
 def _path(text: str) -> AnyPath:
@@ -132,7 +134,7 @@ def _of_url(url: str, max_pixels: int | None) -> Source:
     return _of_listing(path, list(sizes), max_pixels, sizes)
 
 
-_FILE_KINDS = {".parquet", ".tar", *IMAGE_SUFFIXES}
+_FILE_KINDS = {".parquet", ".tar", *IMAGE_SUFFIXES, *VIDEO_SUFFIXES}
 
 
 def _expanded(pattern: str) -> list[Path]:
@@ -160,10 +162,8 @@ def _of_listing(
         shards = [file for file in found if file.endswith(suffix) and not Path(file).name.startswith((".", "_"))]
         if shards and len(shards) >= len(images):
             return _of_files([root / file for file in shards], max_pixels, root)
-    from vistok.data.video import is_video_name  # here, because it needs torch, and decoding processes do not
-
     if not images and isinstance(root, Path) and any(is_video_name(file) for file in found):
-        from vistok.data.clips import ClipSource
+        from vistok.data.clips import ClipSource  # here, because it needs torch, and decoding processes do not
 
         return ClipSource(root, [file for file in found if is_video_name(file)], max_pixels)
     if not images:
@@ -177,7 +177,7 @@ def _of_listing(
 def _of_files(paths: Sequence[AnyPath], max_pixels: int | None, root: AnyPath | None = None) -> Source:
     if not paths:
         raise InputError("no files given; expected images, parquet files or .tar shards")
-    kinds = {"image" if path.suffix.lower() in IMAGE_SUFFIXES else path.suffix.lower() for path in paths}
+    kinds = {_kind(path) for path in paths}
     if len(kinds) > 1:
         raise InputError(f"files of several kinds together ({', '.join(sorted(kinds))}); open one kind at a time")
     missing = [path for path in paths if not path.is_file()] if root is None else []
@@ -198,7 +198,18 @@ def _of_files(paths: Sequence[AnyPath], max_pixels: int | None, root: AnyPath | 
     files = [path.absolute().relative_to(root.absolute()).as_posix() for path in paths]  # type: ignore[arg-type]
     if len(set(files)) < len(files):
         raise InputError("the same file is given twice")
+    if kind == "clip":
+        from vistok.data.clips import ClipSource
+
+        if not isinstance(root, Path):
+            raise InputError(f"{paths[0]}: clips are read from this machine's disks; copy them there first")
+        return ClipSource(root, files, max_pixels)
     return FolderSource(root, files, max_pixels)
+
+
+def _kind(path: AnyPath) -> str:
+    suffix = path.suffix.lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in VIDEO_SUFFIXES else suffix
 
 
 def _common(paths: Sequence[AnyPath]) -> AnyPath:

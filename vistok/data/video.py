@@ -8,11 +8,12 @@ Frames come in the order they are shown, upright. A clip that is cut short or da
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,15 +24,13 @@ from vistok.errors import FormatError, InputError, MissingExtraError, OutputErro
 from vistok.files import write_atomically
 from vistok.pixels import as_uint8
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
+if TYPE_CHECKING:
+    from PIL import Image
+
+WRITTEN = (".mp4", ".m4v", ".mov")
 QUALITY = 12  # x264's constant rate factor: what is lost here is far below what any tokenizer loses
 FALLBACK_RATE = 25.0
-
-
-def is_video_name(name: str | os.PathLike) -> bool:
-    """Whether a file's name ends like a clip's and is not hidden (an animated GIF is a picture, of its first frame)."""
-    path = Path(name)
-    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+MISSING = 3  # frames that may be missing of what a file's header tells, which is rounded
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,12 @@ class Clip:
 
     def frames(self) -> Iterator[Tensor]:
         """Every frame, uint8 (3, H, W). Raises FormatError where the clip is damaged or its frames change size."""
-        count = 0
+        count, end = 0, 0.0
         with _opened(self.path) as container:
+            told = _told_seconds(container)
             try:
                 for frame in container.decode(video=0):
+                    end = (frame.time or 0.0) + 1 / self.rate
                     array = _upright(frame)
                     if array.shape[:2] != self.size:
                         raise FormatError(f"{self.path}: frame {count} has another size than {self.size}")
@@ -57,12 +58,17 @@ class Clip:
                 raise FormatError(f"{self.path} is cut short or damaged after {count} frames: {error}") from error
         if not count:
             raise FormatError(f"{self.path} has no frames")
+        if told is not None and end < told - MISSING / self.rate:
+            raise FormatError(f"{self.path} is cut short: {count} frames, {end:.2f} of {told:.2f} seconds")
 
-    def windows(self, window: int) -> Iterator[Tensor]:
-        """Frames (1, 3, t, H, W), uint8, `window` at a time, the last ones fewer."""
+    def windows(self, window: int, cut: "Callable[[Image.Image], np.ndarray] | None" = None) -> Iterator[Tensor]:
+        """Frames (1, 3, t, H, W), uint8, `window` at a time, the last ones fewer.
+
+        `cut` makes uint8 (h, w, 3) of each frame: a crop, say.
+        """
         held: list[Tensor] = []
         for frame in self.frames():
-            held.append(frame)
+            held.append(frame if cut is None else _cut(frame, cut))
             if len(held) == window:
                 yield torch.stack(held, 1)[None]
                 held = []
@@ -116,7 +122,7 @@ def write_clip(path: str | os.PathLike, windows: Iterable[Tensor], *, rate: floa
     Odd sizes are kept (4:4:4 then). At once or not at all. Returns the number of frames. Raises OutputError.
     """
     path, written = Path(path), 0
-    if path.suffix.lower() not in VIDEO_SUFFIXES[:3]:
+    if path.suffix.lower() not in WRITTEN:
         raise InputError(f"{path}: clips are written as .mp4, .m4v or .mov")
 
     def write(temporary: Path) -> None:
@@ -151,11 +157,34 @@ def write_clip(path: str | os.PathLike, windows: Iterable[Tensor], *, rate: floa
     return written
 
 
+def _cut(frame: Tensor, cut: "Callable[[Image.Image], np.ndarray]") -> Tensor:
+    from PIL import Image
+
+    picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+    return torch.from_numpy(np.array(cut(picture))).permute(2, 0, 1)
+
+
 def _upright(frame: Any) -> np.ndarray:
     """RGB (H, W, 3) of a decoded frame, turned as its display matrix says."""
     array = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+
+
+def _told_seconds(container: Any) -> float | None:
+    """How long the frames last, of files that end early without an error: Matroska and AVI. None of all others."""
+    stream, kind = container.streams.video[0], container.format.name
+    if "avi" in kind and stream.frames and stream.average_rate:
+        return stream.frames / float(stream.average_rate)
+    if "matroska" not in kind:
+        return None
+    tag = stream.metadata.get("DURATION", "")
+    if tag.count(":") == 2:
+        with suppress(ValueError):
+            hours, minutes, seconds = (float(part) for part in tag.split(":"))
+            return 3600 * hours + 60 * minutes + seconds
+    alone = len(container.streams) == 1 and container.duration
+    return container.duration / 1e6 if alone else None
 
 
 def _opened(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""A token store back to image files, one per item, named by its id; run again it goes on where it stopped.
+"""A token store back to image files or clips, one per item, named by its id; run again it goes on where it stopped.
 
     store --rows--> Tokens, grouped by layout and canvas --model--> uint8 pixels --threads--> DIR/<id>.png
+    store of clips --a row--> Tokens --model, a window at a time--> DIR/<id>.mp4
 
 Rows are always decoded in the same groups, so that an interrupted run writes the same pixels as an uninterrupted one.
 """
@@ -16,11 +17,13 @@ from typing import Any
 
 import torch
 
-from vistok.data.images import FORMATS, is_image_name, read_image, write_image
+from vistok.data.images import FORMATS, is_image_name, is_video_name, read_image, write_image
 from vistok.data.store import Rows, TokenStore
+from vistok.data.video import WRITTEN
 from vistok.errors import InputError, MismatchError, OutputError, VistokError
 from vistok.files import write_atomically
 from vistok.layout import Canvas
+from vistok.scale.clips import decode_clip, is_whole_clip
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
 
@@ -43,7 +46,7 @@ def decode_store(
     folder: str | Path,
     *,
     length: int | None = None,
-    suffix: str = ".png",
+    suffix: str | None = None,
     batch_size: int = 32,
     workers: int = 4,
     overwrite: bool = False,
@@ -51,12 +54,15 @@ def decode_store(
 ) -> DecodeReport:
     """Write every item of `store` into `folder`; outputs that exist whole from an earlier run are kept.
 
-    `length`: decode this prefix of the tokens. Raises MismatchError for another tokenizer's store or a folder with
+    `length`: decode this prefix of the tokens. `suffix`: of the files; ".png", or ".mp4" for a store of clips. Raises MismatchError for another tokenizer's store or a folder with
     the outputs of another store or length, OutputError for files that are there and were not written by this,
     InputError for a length that does not decode.
     """
-    if suffix not in FORMATS:
-        raise InputError(f"no image format ends in {suffix!r}; expected one of {' '.join(FORMATS)}")
+    clips = store.manifest.source["kind"] == "clips"
+    suffix = suffix or (".mp4" if clips else ".png")
+    if suffix not in (WRITTEN if clips else FORMATS):
+        kind = "clips are written to" if clips else "pictures are written to"
+        raise InputError(f"no {suffix!r} file; {kind} {' '.join(WRITTEN if clips else FORMATS)}")
     if store.made_by.weights != tokenizer.fingerprint:
         raise MismatchError(
             f"{store.path} was made by {store.made_by.name!r} (weights {store.made_by.weights[:8]}), not by "
@@ -68,6 +74,8 @@ def decode_store(
     files = [folder / name for name in file_names(store.ids, suffix)]
     _claim(folder, files, _record(store, length, suffix), overwrite)
     _remove_leftovers([folder / RECORD, *files])
+    if clips:
+        return _decode_clips(store, tokenizer, files, length, overwrite, progress)
     whole = [not overwrite and _is_whole(file) for file in files]
     done = sum(whole)
     progress(done, len(files))
@@ -91,8 +99,28 @@ def decode_store(
     return DecodeReport(items=len(files), written=len(files) - sum(whole), kept=sum(whole))
 
 
+def _decode_clips(
+    store: TokenStore,
+    tokenizer: Tokenizer,
+    files: list[Path],
+    length: int | None,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+) -> DecodeReport:
+    """One clip after the other."""
+    written = 0
+    for row, file in enumerate(files):
+        tokens = store[row].tokens
+        assert isinstance(tokens, Tokens)
+        if overwrite or not is_whole_clip(file, tokens.canvas[0] if tokens.canvas else None):
+            decode_clip(tokenizer, tokens if length is None else tokens.prefix(length), file)
+            written += 1
+        progress(row + 1, len(files))
+    return DecodeReport(items=len(files), written=written, kept=len(files) - written)
+
+
 def file_names(ids: list[str], suffix: str) -> list[str]:
-    """A file name per id: an image's ending replaced, or kept before the new one where names would clash.
+    """A file name per id: an image's or a clip's ending replaced, or kept before the new one where names would clash.
 
     Raises InputError for an id that leads out of the folder.
     """
@@ -101,7 +129,8 @@ def file_names(ids: list[str], suffix: str) -> list[str]:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]:
             raise InputError(f"the store's id {name!r} is no file name within a folder")
-        stems.append(str(path.with_suffix("")) if is_image_name(path.name) else str(path))
+        named = is_image_name(path.name) or is_video_name(path.name)
+        stems.append(str(path.with_suffix("")) if named else str(path))
     files = [stem if count == 1 else name for stem, name, count in zip(stems, ids, _times(stems), strict=True)]
     if max(_times(files), default=1) > 1:
         files = ids

@@ -5,7 +5,8 @@
 Batch k always holds the same items, and the model always sees them in the same groups: pictures that share a canvas
 go together, at most 64 * 256 * 256 pixels at a time (larger pictures in smaller groups), and a picture that
 cannot be read leaves its place to a blank one, whose tokens are dropped. So neither an interruption nor a bad
-neighbour changes an item's tokens. Memory is bounded: pictures wait in at most AHEAD_BYTES (`data.readahead`).
+neighbour changes an item's tokens. Memory is bounded: pictures wait in at most AHEAD_BYTES (`data.readahead`). Clips
+are encoded alone, window by window (`scale.clips`).
 """
 
 import queue
@@ -21,6 +22,7 @@ from typing import Any, Protocol, get_args
 import numpy as np
 import torch
 
+from vistok.data.clips import check_takes_clips
 from vistok.data.decoding import CutOut, Decoded
 from vistok.data.items import Item, Source
 from vistok.data.loader import allowed_bad
@@ -30,6 +32,7 @@ from vistok.data.store_writer import Done, StoreWriter
 from vistok.errors import InputError
 from vistok.layout import Canvas, Size
 from vistok.pixels import OnSize, plan
+from vistok.scale.clips import encode_clips
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
 
@@ -38,18 +41,22 @@ SHARD_VALUES = 2**27  # codes or floats, so that the largest stores still have s
 REFERENCE_SIDE = 256
 AT_ONCE = 64  # pictures of that side in one call of the model
 WAITING_WRITES = 4
+BATCH = 256  # items that are written together
+CLIP_BATCH = 1  # the same of clips, each of which is many pictures
+SHARD_CLIPS = 256
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """How a data set is encoded. All but `max_bad` and `workers` belong to the store and must agree on resuming.
 
-    batch_size: items that are written together; the model sees small pictures so, larger ones in smaller groups. crop:
+    batch_size: items that are written together; the model sees small pictures so, larger ones in smaller groups (clips
+    one by one: CLIP_BATCH loses least when killed). crop:
     cut the middle square out, scaled to this side, before anything else. seed: item i draws with seed + i, where a
     tokenizer draws at all. shard_items: about how many items a shard holds.
     """
 
-    batch_size: int = 256
+    batch_size: int = BATCH
     on_size: OnSize = "pad"
     crop: int | None = None
     seed: int = 0
@@ -129,7 +136,8 @@ def encode_source(
 def plan_store(source: Source, tokenizer: Tokenizer, options: EncodeOptions) -> Manifest:
     """The manifest of the store that these would make, before anything is encoded."""
     per_item = sum(part.count * (len(part.codebooks) or part.dim or 1) for part in tokenizer.spec.segments)
-    items = max(1, min(options.shard_items, SHARD_VALUES // per_item))
+    most = min(options.shard_items, SHARD_CLIPS) if source.kind == "clips" else options.shard_items
+    items = max(1, min(most, SHARD_VALUES // per_item))
     return Manifest(
         tokenizer=tokenizer.source,
         source={
@@ -234,7 +242,9 @@ class BatchEncoder:
     def __init__(self, source: Source, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> None:
         self.source, self.tokenizer, self.options = source, tokenizer, options
         spec = tokenizer.spec
-        if spec.modality not in ("image", "mask"):
+        if source.kind == "clips":
+            check_takes_clips(tokenizer, source.name)
+        elif spec.modality not in ("image", "mask") and spec.clips is None:
             raise InputError(f"{tokenizer.name} encodes {spec.modality}s; a store of images needs an image tokenizer")
         unknown = [need for need in spec.needs.encode if need != "text" or not source.captioned]
         if unknown:
@@ -246,6 +256,10 @@ class BatchEncoder:
     def run(self, batches: Iterable[int], plan: Manifest) -> Iterator["Encoded"]:
         """Encode these batches of `plan`, decoding ahead (`data.readahead`)."""
         spans = [(batch, plan.items_of(batch)) for batch in batches]
+        if self.source.kind == "clips":
+            for batch, span in spans:
+                yield self._clips(batch, span)
+            return
         decoded = decode_ahead(
             self.source,
             (index for _, span in spans for index in span),
@@ -289,6 +303,24 @@ class BatchEncoder:
                 full = groups.add_blank()
             parts += [self._encode(group, index, items) for group in full if group.real]
         parts += [self._encode(group, index, items) for group in groups.rest() if group.real]
+        return self._encoded(batch, parts, index, items, bad)
+
+    def _clips(self, batch: int, span: range) -> "Encoded":
+        """A batch of clips, one by one."""
+        how = self.options
+        items, parts, bad = encode_clips(
+            self.source, span, self.tokenizer, on_size=how.on_size, crop=how.crop, seed=how.seed
+        )
+        return self._encoded(batch, parts, list(span), items, bad)
+
+    def _encoded(
+        self,
+        batch: int,
+        parts: list[tuple[list[int], Tokens]],
+        index: list[int],
+        items: list[Item],
+        bad: list[dict[str, Any]],
+    ) -> "Encoded":
         return Encoded(
             batch,
             [part for part in parts if part[0]],
