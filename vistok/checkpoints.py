@@ -243,8 +243,11 @@ def _of_unknown_size(state: Mapping[str, Tensor], system: System) -> bool:
     return False
 
 
-def read_config(path: Path, slug: str) -> Any:
-    """A config file, the authors' YAML or JSON or our own config.json, as the config of the system `slug`."""
+def read_config(path: Path, slug: str, state: Mapping[str, Tensor] | None = None) -> Any:
+    """A config file, the authors' YAML or JSON or our own config.json, as the config of the system `slug`.
+
+    Where it describes a tokenizer and its generator both, the state dict beside it says which is meant.
+    """
     import yaml
 
     from vistok.config import from_plain
@@ -262,14 +265,23 @@ def read_config(path: Path, slug: str) -> Any:
     if not isinstance(plain, dict) or not readers:
         raise ConfigError(f"{path} is no configuration of {slug}")
     told: Exception | None = None
+    found: list[tuple[System, Any]] = []
     for system in readers:
         try:
-            return system.configure(plain)
+            found.append((system, system.configure(plain)))
         except (ConfigError, KeyError, TypeError) as error:
             told = told or error
+    if found:
+        fits = (config for system, config in found if state is not None and _belongs(state, system, config))
+        return next(fits, found[0][1])
     if isinstance(told, ConfigError):
         raise told
     raise ConfigError(f"{path} is no complete configuration of {slug}: {told}") from told
+
+
+def _belongs(state: Mapping[str, Tensor], system: System, config: Any) -> bool:
+    reading, _ = _read_as(state, system, config)
+    return not key_table(system, config).left_over(list(reading))
 
 
 def described(path: Path, slug: str) -> Any:
@@ -309,8 +321,9 @@ def convert_file(
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists; --overwrite replaces it")
     find_system(slug)
-    told = read_config(config, slug) if config else described(Path(path), slug)
-    done = convert(read(Path(path), key), slug, told, force=force)
+    state = read(Path(path), key)
+    told = read_config(config, slug, state) if config else described(Path(path), slug)
+    done = convert(state, slug, told, force=force)
     name = name or (done.variants[0] if len(done.variants) == 1 else slug)
     _write_whole(folder, done, done.model, name)
     return {

@@ -288,7 +288,8 @@ class TiTokGenerator(Generator):
         guided = sampling.guidance != 1 if isinstance(self.network, VectorNetwork) else sampling.guided
         both = self._branches(conditions, guided, len(seeds), aesthetic, empty)
         if isinstance(self.network, VectorNetwork):
-            return self._sample_vectors(both, seeds, sampling, known, diffusion_steps or self.config.diffusion_steps)
+            turns = self.config.diffusion_steps if diffusion_steps is None else diffusion_steps
+            return self._sample_vectors(both, seeds, sampling, known, turns)
         network, items = self.network, len(seeds)
         codes = torch.full((items, self.spec.length), self.mask_id, device=self.device)
         if known is not None:
