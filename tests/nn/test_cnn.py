@@ -84,9 +84,19 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(encoder(x), encoder(x))
 
 
+def test_every_norm_has_as_many_groups_as_asked():
+    config = CNNConfig(width=16, multipliers=(1, 2), blocks=1, latent_dim=4, attention=(1,), groups=4)
+    for part in (CNNEncoder(config), CNNDecoder(config)):
+        norms = [module for module in part.modules() if isinstance(module, torch.nn.GroupNorm)]
+        assert len(norms) > 5
+        assert {norm.num_groups for norm in norms} == {4}
+
+
 def test_bad_configs_and_sizes_are_refused():
     with pytest.raises(ConfigError, match="multiples of 32"):
         CNNConfig(width=20)
+    with pytest.raises(ConfigError, match="multiples of 8"):
+        CNNConfig(width=20, groups=8)
     with pytest.raises(ConfigError, match=r"levels are 0\.\.4"):
         CNNConfig(attention=(5,))
     with pytest.raises(ConfigError, match="no attention"):

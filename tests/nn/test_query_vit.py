@@ -53,3 +53,11 @@ def test_initialisation_follows_the_authors_rule():
     assert abs(encoder.blocks[0].mlp.expand.weight.std() - 0.02) < 0.001
     assert not encoder.blocks[0].attention.qkv.bias.any()
     assert abs(encoder.positions.std() * 16 - 1) < 0.05
+
+
+def test_narrow_models_may_begin_wider():
+    torch.manual_seed(0)
+    encoder = QueryEncoder((8, 8), 4, 32, ViTSize(64, 1, 4), init_std=0.06)
+    decoder = GridDecoder((8, 8), 32, 12, ViTSize(64, 1, 4), init_std=0.06)
+    for weight in (encoder.patches.project.weight, encoder.blocks[0].mlp.expand.weight, decoder.embed.weight):
+        assert abs(weight.std() / 0.06 - 1) < 0.1

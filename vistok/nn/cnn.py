@@ -309,6 +309,6 @@ def _shrink(config: CNNConfig, level: int) -> nn.Module | None:
 def _middle(config: CNNConfig) -> nn.Sequential:
     width = config.widths[-1]
     if config.style == "taming":
-        attention = PixelAttention(width) if config.middle_attention else nn.Identity()
+        attention = PixelAttention(width, config.groups) if config.middle_attention else nn.Identity()
         return nn.Sequential(ResidualBlock(width, width, config), attention, ResidualBlock(width, width, config))
     return nn.Sequential(*(ResidualBlock(width, width, config) for _ in range(config.middle_blocks or config.blocks)))

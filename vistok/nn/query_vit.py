@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from vistok.nn.patching import PatchEmbed
 from vistok.nn.transformer import Block
 
+INIT_STD = 0.02  # as published, for widths of 512 and more
+
 
 @dataclass(frozen=True)
 class ViTSize:
@@ -36,10 +38,18 @@ class QueryEncoder(nn.Module):
     """Pictures (B, 3, rows * patch, columns * patch) to the outputs of N learned queries (B, N, width), normalised.
 
     `grid` is (rows, columns) of patches. `causal`: patches do not see the queries, and a query sees those before it
-    (HiMTok, arXiv:2503.13026); else all see all.
+    (HiMTok, arXiv:2503.13026); else all see all. `init_std` of the first weights.
     """
 
-    def __init__(self, grid: tuple[int, int], patch: int, queries: int, size: ViTSize, causal: bool = False):
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch: int,
+        queries: int,
+        size: ViTSize,
+        causal: bool = False,
+        init_std: float = INIT_STD,
+    ):
         super().__init__()
         cells, width = grid[0] * grid[1], size.width
         self.causal = causal
@@ -51,7 +61,7 @@ class QueryEncoder(nn.Module):
         self.norm_in = nn.LayerNorm(width)
         self.blocks = size.blocks()
         self.norm_out = nn.LayerNorm(width)
-        initialise(self)
+        initialise(self, init_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         batch = len(pixels)
@@ -70,6 +80,7 @@ class GridDecoder(nn.Module):
     text     (context length, width of its features) of a text whose features may follow the latents
     padded   the sequence always has N latents: those that are not there are zero but for their positions (HiMTok),
              where it is shorter otherwise
+    init_std of the first weights
     """
 
     def __init__(
@@ -80,6 +91,7 @@ class GridDecoder(nn.Module):
         size: ViTSize,
         text: tuple[int, int] | None = None,
         padded: bool = False,
+        init_std: float = INIT_STD,
     ):
         super().__init__()
         self.cells, width = grid[0] * grid[1], size.width
@@ -95,7 +107,7 @@ class GridDecoder(nn.Module):
         self.norm_in = nn.LayerNorm(width)
         self.blocks = size.blocks()
         self.norm_out = nn.LayerNorm(width)
-        initialise(self)
+        initialise(self, init_std)
 
     def forward(self, latents: Tensor, text: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """`text` (B, context length, features), for a decoder that was built with it. `lengths` (B,), of a padded one:
@@ -133,11 +145,11 @@ def causal_queries(length: int, begin: int, device: torch.device | str = "cpu") 
     return visible
 
 
-def initialise(module: nn.Module) -> None:
-    """TiTok's rule: linear and convolution weights from a normal of 0.02, truncated at +-2 (so hardly), biases zero."""
+def initialise(module: nn.Module, std: float = INIT_STD) -> None:
+    """TiTok's rule: linear and convolution weights from a normal of `std`, cut off at +-2 (so hardly), biases zero."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.trunc_normal_(part.weight, std=std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 

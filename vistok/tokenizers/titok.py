@@ -37,7 +37,7 @@ from vistok.model import Aside
 from vistok.nn.clip_text import clip_text_features
 from vistok.nn.cnn import CNNConfig, CNNDecoder
 from vistok.nn.patching import unpatchify
-from vistok.nn.query_vit import GridDecoder, QueryEncoder, ViTSize, initialise
+from vistok.nn.query_vit import INIT_STD, GridDecoder, QueryEncoder, ViTSize, initialise
 from vistok.quantize import GaussianQuantizer, Quantized, VectorQuantizer
 from vistok.registry import System
 from vistok.tokenizer import TokenData
@@ -63,6 +63,8 @@ class TiTokConfig:
     proxy_codes         size of the codebook that a legacy decoder predicts
     pixel_decoder       the CNN of a legacy model's second stage; None in its first stage
     text                (positions, width) of the caption's features, None without a caption
+    init_std            of the first weights, as published 0.02 at widths of 512 and more. Narrower models pass on as
+                        much of the picture with 0.02 sqrt(512 / width), and may collapse with less
     """
 
     encoder: ViTSize = LARGE
@@ -82,6 +84,7 @@ class TiTokConfig:
     image_size: int = 256
     encoder_patch: int = 16
     decoder_patch: int = 16
+    init_std: float = INIT_STD
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -102,10 +105,10 @@ class TiTokEncoder(nn.Module):
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__()
         patch = config.encoder_patch
-        self.trunk = QueryEncoder(config.grid(patch), patch, config.tokens, config.encoder)
+        self.trunk = QueryEncoder(config.grid(patch), patch, config.tokens, config.encoder, init_std=config.init_std)
         self.mixes = config.legacy
         self.project = nn.Linear(config.encoder.width, config.token_dim * (2 if config.latent == "kl" else 1))
-        initialise(self.project)
+        initialise(self.project, config.init_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         queries = self.trunk(pixels)
@@ -126,8 +129,8 @@ class PixelHead(nn.Module):
         self.trunk = _grid_decoder(config)
         self.project = nn.Linear(config.decoder.width, 3 * self.patch**2)
         self.smooth = nn.Conv2d(3, 3, 3, padding=1)
-        initialise(self.project)
-        initialise(self.smooth)
+        initialise(self.project, config.init_std)
+        initialise(self.smooth, config.init_std)
 
     def forward(self, vectors: Tensor, text: Tensor | None = None) -> Tensor:
         cells = self.trunk(vectors, text)
@@ -146,7 +149,7 @@ class ProxyDecoder(nn.Module):
         width = config.decoder.width
         self.trunk = _grid_decoder(config)
         self.classify = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, config.proxy_codes))
-        initialise(self.classify)
+        initialise(self.classify, config.init_std)
         self.codebook: nn.Parameter | None = None
         self.pixels: CNNDecoder | None = None
         if config.pixel_decoder is not None:
@@ -373,7 +376,9 @@ class TiTok(JudgedTokenizer):
 
 
 def _grid_decoder(config: TiTokConfig) -> GridDecoder:
-    return GridDecoder(config.grid(config.decoder_patch), config.tokens, config.token_dim, config.decoder, config.text)
+    grid = config.grid(config.decoder_patch)
+    size, std = config.decoder, config.init_std
+    return GridDecoder(grid, config.tokens, config.token_dim, size, config.text, init_std=std)
 
 
 # -- variants --------------------------------------------------------------------------------------------------------
