@@ -18,6 +18,7 @@ from vistok.errors import UnknownNameError, nearest
 
 FOLDER = Path(__file__).parent / "systems"
 DEFAULT_MODEL = "strata"
+DEFAULT_GENERATOR = "maskgit-cifar10"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Variant:
     size: int | None = None  # pixels, the side that it is published for
     tokens: int | None = None
     parameters: float | None = None  # millions
+    tokenizer: str | None = None  # of a generator: the variant that decodes what it makes
     weights: tuple[WeightFile, ...] = ()
     licences: Licences = Licences()
 

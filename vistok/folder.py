@@ -1,6 +1,7 @@
 """A model on disk: a folder with `model.safetensors` and `config.json`, here and on the Hugging Face Hub.
 
 config.json: {"vistok": 1, "system": ..., "role": ..., "name": ..., "fingerprint": ..., "checksum": ..., "config": {}}
+and of a generator that knows its classes by name, "class_names": [..]
 
 Here are the format and its writing; `vistok.hub` reads it, which takes the registry.
 """
@@ -44,6 +45,9 @@ def write_folder(folder: Path, state: dict[str, Any], model: Any, config: Any, n
         "checksum": checksum,
         "config": to_plain(config),
     }
+    names = getattr(model, "class_names", ())
+    if names:
+        plain["class_names"] = list(names)
     write_atomically(folder / CONFIG, (json.dumps(plain, indent=2) + "\n").encode())
 
 

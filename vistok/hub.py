@@ -49,7 +49,13 @@ def build(plain: dict[str, Any], where: str | Path) -> Model:
     """A model with random weights from the contents of a config.json."""
     system = find_system(plain["system"], plain.get("role"))
     config: Any = from_plain(system.config, plain["config"], f"{where}: config")
-    return system.model(config, name=plain.get("name"))
+    model: Any = system.model(config, name=plain.get("name"))
+    names = plain.get("class_names", [])
+    if names:
+        if not isinstance(names, list) or len(names) != getattr(model, "classes", None):
+            raise FormatError(f"{where}: class_names should name each of the {getattr(model, 'classes', 0)} classes")
+        model.class_names = tuple(map(str, names))
+    return model
 
 
 def fill(model: Model, state: dict[str, Any], where: str) -> None:

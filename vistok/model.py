@@ -65,7 +65,7 @@ class Model(nn.Module, ModelHubMixin, library_name="vistok", repo_url="", tags=[
 
     def save(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into `folder`, each at once or not at all."""
-        write_folder(Path(folder), self.state_dict(), type(self), self.config, self.name)
+        write_folder(Path(folder), self.state_dict(), self, self.config, self.name)
 
     # -- the Hub mixin's hooks -----------------------------------------------------------------------------------
 

@@ -231,3 +231,16 @@ def group_by_canvas(
         canvas = plan(tuple(pixels.shape[-2:]), sizes, on_size, frames=frames, clips=clips, rate=rate)
         groups.setdefault(canvas, []).append(index)
     return groups
+
+
+def tiled(pixels: Tensor, columns: int, border: int = 2) -> Tensor:
+    """Pictures (n, C, H, W) in rows of `columns`, each with a white border right and below: (C, rows (H + border), ..).
+
+    Places that are left over are white.
+    """
+    white = 255 if pixels.dtype == torch.uint8 else 1.0
+    missing = -len(pixels) % columns
+    if missing:
+        pixels = torch.cat([pixels, torch.full_like(pixels[:1], white).expand(missing, -1, -1, -1)])
+    rows = F.pad(pixels, (0, border, 0, border), value=white).unflatten(0, (-1, columns))
+    return rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)

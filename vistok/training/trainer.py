@@ -262,6 +262,8 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         self.section = section
         self.model = build_model(section).to(self.device)
+        if isinstance(self.model, Generator) and len(self.source.classes) == self.model.classes:
+            self.model.class_names = tuple(self.source.classes)
         if self.settings.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
