@@ -22,22 +22,25 @@ from torch import Tensor
 from vistok import catalogue, registry
 from vistok.errors import InputError
 from vistok.generator import Generator
+from vistok.reducer import Context, Reducer
+from vistok.generators.titok import TiTokGenerator
+from vistok.nn.clip_text import TextFeatures
 from vistok.tokenizer import Tokenizer
 
-ROLES = ("tokenizer", "generator")
+ROLES = ("tokenizer", "generator", "reducer")
 FOLDER = Path(__file__).parent / "golden"
 POSITIVE = ("running_var", "counts", "cluster_size", "embed_prob")
 TOLERANCE = 5e-5  # of the standard deviation of what is compared, or of its largest value where that is more
 
 
 def tiny_variants(slug: str) -> list[str]:
-    """Names of the variants of a tokenizer, and of the generator of that name, that are small enough for tests."""
+    """Names of the variants of a tokenizer, of the generator and of the reducer of that name that are small enough."""
     systems = [registry.find_system(slug, role) for role in registry.roles_of(slug) if role in ROLES]
     return [name for system in systems for name in system.variants if "tiny" in name.split("-")]
 
 
 def slugs() -> list[str]:
-    """Every tokenizer and every generator of the package."""
+    """Every tokenizer, generator and reducer of the package."""
     found = {slug for role in ROLES for slug in registry.systems(role)}
     return [slug for slug in sorted(found) if (catalogue.FOLDER / f"{slug}.yaml").exists()]
 
@@ -45,12 +48,14 @@ def slugs() -> list[str]:
 def measure(name: str) -> dict[str, Any]:
     """The golden numbers of one variant: of its encoder's output, its tokens and its pixels.
 
-    Of a generator: its loss on random tokens, and what it generates.
+    Of a generator: its loss on random tokens, and what it generates. Of a reducer: what it makes of random tokens.
     """
     model = registry.create(name, dtype=torch.float32)
     draw_weights(model)
     if isinstance(model, Generator):
         return measure_generator(model)
+    if isinstance(model, Reducer):
+        return measure_reducer(model)
     pixels, conditions = inputs(model)
     stages: dict[str, Any] = {}
 
@@ -71,6 +76,19 @@ def measure(name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def measure_reducer(model: Reducer) -> dict[str, Any]:
+    """Random tokens reduced and restored, where they stood, and what the network says where there is one."""
+    tokens = torch.from_numpy(np.random.RandomState(1).standard_normal((2, 40, 12))).float()
+    reduced, state = model.reduce(tokens, Context(protected=1))
+    found = {"tokens": reduced, "index": state.index, "restored": model.restore(reduced, state)}
+    net: Any = model.network
+    if net is not None:
+        random = np.random.RandomState(1)
+        found["logits"] = model(torch.from_numpy(random.rand(2, net.config.channels, *net.config.image)).float())
+    return {name: describe(tensor) for name, tensor in found.items()}
+
+
+@torch.no_grad()
 def measure_generator(model: Generator) -> dict[str, Any]:
     """Loss terms on random tokens, in evaluation mode, and tokens for the first two classes (or for none)."""
     random = np.random.RandomState(1)
@@ -87,6 +105,11 @@ def measure_generator(model: Generator) -> dict[str, Any]:
     batch: dict[str, Any] = {"codes": codes, "label": labels}
     if getattr(model.config, "text", None):
         batch["text"] = torch.from_numpy(np.random.RandomState(2).standard_normal((2, *model.config.text))).float()
+        if isinstance(model, TiTokGenerator):  # which reads a pooled vector too, and guides away from the empty text
+            batch["text"] = TextFeatures(batch["text"], batch["text"].mean(1))
+            model.attach_text(
+                lambda texts: TextFeatures(torch.zeros(1, *model.config.text), torch.zeros(1, model.config.text[1]))
+            )
     terms = model.loss(batch, 0, torch.Generator().manual_seed(0))
     tokens = model.generate(batch.get("text", labels), count=2, seed=0)
     return {"loss": describe(torch.stack(list(terms.values()))), "tokens": describe(tokens.data)}
