@@ -126,3 +126,36 @@ def test_omnitokenizers_first_lines_of_python_run(tmp_path, monkeypatch):
     assert names["rebuilt"].shape == (1, 3, 7, 48, 64)
     assert names["picture"].shape == (1, 3, 48, 64)
     assert open_clip("rebuilt.mp4").rate == 12
+
+
+def test_the_lines_about_titoks_generators_run(monkeypatch):
+    from vistok.nn.clip_text import TextFeatures
+
+    stands_for = {
+        "titok-l-32": "titok-tiny",
+        "titok-generator-l-32": "titok-generator-tiny",
+        "ta-titok-bl-128-vq": "titok-tiny-ta",
+        "maskgen-vq-l": "maskgen-tiny-vq",
+        "maskgen-kl-l": "maskgen-tiny-kl",
+    }
+    torch.manual_seed(0)
+    create = vistok.create
+
+    def features(texts, **options):
+        return TextFeatures(torch.randn(len(texts), 5, 12), torch.randn(len(texts), 12))
+
+    monkeypatch.setattr(vistok, "load", lambda name: create(stands_for[name]))
+    monkeypatch.setattr("vistok.generators.titok.clip_text_condition", features)
+    monkeypatch.setattr("vistok.tokenizers.titok.clip_text_features", lambda texts, **options: features(texts).states)
+    section = (ROOT / "docs/systems/titok.md").read_text().split("\n## ")
+    text = next(part for part in section if part.startswith("Generators"))
+    assert all(f'"{name}"' in text and name in vistok.list_models("*") for name in stands_for)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    code = code.replace("[207, 88]", "[2, 8]").replace("diffusion_steps=50", "diffusion_steps=5")
+    some, none = features(["a", "b"]), features([""])
+    names = {"vistok": vistok, "torch": torch, "states": some.states, "pooled": some.pooled}
+    names |= {"no_states": none.states, "no_pooled": none.pooled}
+    exec(compile(code, "titok.md", "exec"), names)
+    assert names["pictures"].shape == (2, 3, 32, 32)
+    assert torch.equal(names["again"].codes[names["keep"]], names["given"].codes[names["keep"]])
+    assert names["vectors"].shape == (2, 8, 6)
