@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -41,16 +41,18 @@ BESIDE = PACKAGE.parents[1] / "shared" / "data"  # where a checkout may have the
 
 @dataclass(frozen=True)
 class Data:
-    """The two halves of a data set, opened."""
+    """The two halves of a data set, opened, and what a reproduction has besides (`Reproduction.sources`), by name."""
 
     train: Source
     test: Source
+    others: Mapping[str, Source] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Names, sizes and fingerprints, as JSON values."""
+        sources = {"train": self.train, "test": self.test, **self.others}
         return {
             half: {"name": source.name, "items": len(source), "fingerprint": source.fingerprint}
-            for half, source in (("train", self.train), ("test", self.test))
+            for half, source in sources.items()
         }
 
 
@@ -60,14 +62,17 @@ def find_data(reproduction: Reproduction, where: str | Path | None = None) -> Da
     Raises InputError that says which files were looked for, and where.
     """
     root = Path(where or os.environ.get(DATA) or BESIDE).expanduser()
-    paths = [root / reproduction.train, root / reproduction.test]
-    missing = [path.relative_to(root).as_posix() for path in paths if not path.exists()]
+    wanted = list(dict.fromkeys((reproduction.train, reproduction.test, *reproduction.also)))
+    missing = [path for path in wanted if not (root / path).exists()]
     if missing:
         raise InputError(
             f"{root} lacks {' and '.join(missing)}, which the reproduction of {reproduction.slug} learns and is tested "
-            f"on; --data or ${DATA} names the folder that holds {reproduction.train} and {reproduction.test}"
+            f"on; --data or ${DATA} names the folder that holds {' and '.join(wanted)}"
         )
-    return Data(*(open_source(path) for path in paths))
+    if reproduction.sources is None:
+        return Data(open_source(root / reproduction.train), open_source(root / reproduction.test))
+    opened = dict(reproduction.sources(root))
+    return Data(opened.pop("train"), opened.pop("test"), opened)
 
 
 class Context:

@@ -22,6 +22,9 @@ from vistok.errors import ConfigError, FormatError, UnknownNameError, nearest
 from vistok.inventory import PACKAGE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vistok.data.items import Source
     from vistok.evaluation.reproducing import Context
 
 VERSION = 1
@@ -94,6 +97,9 @@ class Reproduction:
 
     checked    what is looked at here, in which way it is less than the paper's experiment, what could mislead
     train, test  the data, as paths below the folder of data sets
+    also       further paths there, that `sources` opens
+    sources    where the halves are no files that `open_source` knows, or there are more than two: from the folder of
+               data sets to sources by name, "train" and "test" among them
     memory     what it needs, in words
     report     metrics to show in the table, in this order; all of them are in the result file
     """
@@ -111,6 +117,8 @@ class Reproduction:
     report: tuple[str, ...]
     train: str = "cifar10/train.parquet"
     test: str = "cifar10/test.parquet"
+    also: tuple[str, ...] = ()
+    sources: "Callable[[Path], Mapping[str, Source]] | None" = None
     seeds: int = 2
     memory: str = "1 GB"
 
