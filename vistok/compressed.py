@@ -1,4 +1,4 @@
-"""Compressed files: one picture, or one clip (`compressed_clips`), in as few bytes as its codes take, with a header of at most 12 bytes and a checksum.
+"""Compressed files: one picture or clip in as few bytes as its codes take, with a small header and a checksum.
 
     picture --encode--> codes of a prefix --range coder, driven by the tokenizer's prior--> payload
 
@@ -13,9 +13,11 @@
     | ...    | payload                                                                                          |
     | 4      | CRC-32 of everything before, little-endian                                                       |
 
-Version 3 is a clip: after the size, in the same way, come frames - 1 and the rate's numerator and denominator (0 and 0
-where it is not known). The padding, the tiles or the windows follow from the size and the model. Token files (`Tokens.save`) carry names, layouts and
-batches, and are for storing; these are for few bytes.
+A picture's header takes at most 12 bytes. Version 3 is a clip (`compressed_clips`): after the size, in the same way,
+come frames - 1 and the rate's numerator and denominator (0 and 0 where it is not known).
+
+The padding, the tiles or the windows follow from the size and the model. Token files (`Tokens.save`) carry names,
+layouts and batches, and are for storing; these are for few bytes.
 
 Version 2 is for tokenizers with an embedded stream (`EmbeddedStream`), of which every part from the beginning decodes:
 

@@ -122,11 +122,12 @@ def test_pictures_go_through_a_tokenizer_of_clips(model, tmp_path, capsys):
 
 
 def test_mistakes_are_one_line(root, model, tmp_path, capsys):
+    to = ["-o", str(tmp_path / "a.vtk"), "-m", model]
     for words, told in [
-        (["compress", str(root / "01.mp4"), "-o", str(tmp_path / "a.vtk"), "-m", model], "01.mp4"),
-        (["compress", str(root / "gone.mp4"), "-o", str(tmp_path / "a.vtk"), "-m", model], "does not exist"),
+        (["compress", str(root / "01.mp4"), *to], "01.mp4"),
+        (["compress", str(root / "gone.mp4"), *to], "does not exist"),
         (
-            ["compress", str(root / "00.mp4"), "-o", str(tmp_path / "a.vtk"), "-m", model, "--length", "3"],
+            ["compress", str(root / "00.mp4"), *to, "--length", "3"],
             "do not decode",
         ),
         (["eval", "--data", str(root / "01.mp4"), "-m", model], "not one of the 1 clips"),

@@ -99,7 +99,7 @@ def test_options_belong_to_the_store(tmp_path, omni):
 
 def test_who_takes_what(tmp_path, omni):
     moving_pictures = open_source(clips(tmp_path / "c", [5]))
-    with pytest.raises(InputError, match="needs a tokenizer of clips.*omnitokenizer"):
+    with pytest.raises(InputError, match=r"needs a tokenizer of clips.*omnitokenizer"):
         encode_source(moving_pictures, vistok.create("toy"), tmp_path / "s")
     assert not (tmp_path / "s").exists()
     folder(tmp_path / "p", 2, (16, 32))

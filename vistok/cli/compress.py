@@ -64,7 +64,12 @@ def command(
     write_atomically(output, data)
     header = peek(data)
     rate = 8 * len(data) / (math.prod(header.size) * (header.frames or 1))
-    facts = {"input": str(image), "output": str(output), "model": tokenizer.name, "size": list(header.size)}
+    facts: dict[str, Any] = {
+        "input": str(image),
+        "output": str(output),
+        "model": tokenizer.name,
+        "size": list(header.size),
+    }
     told = f"{output}: {len(data):,} bytes, {rate:.4f} bits per pixel"
     if header.frames is not None:
         facts |= {"frames": header.frames, "rate": header.rate}

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,7 +46,7 @@ def command(
             f"if you trust it, raise the limit with {MAX_PIXELS_VARIABLE}"
         )
     tokenizer = load_tokenizer(model, device)
-    facts = {"input": str(file), "output": str(output), "model": tokenizer.name}
+    facts: dict[str, Any] = {"input": str(file), "output": str(output), "model": tokenizer.name}
     told = f"{output}: {width}x{height}"
     if header.frames is None:
         write_image(output, decompress(tokenizer, data, partial=partial))

@@ -1,4 +1,4 @@
-"""`vistok encode`: every picture or clip of a source into a token store, exactly once; run again, it finishes the rest."""
+"""`vistok encode`: every picture or clip of a source into a store, exactly once; run again, it finishes the rest."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +62,7 @@ def command(
     """Encode a data set into a token store.
 
     Killed at any moment and run again, the store comes out the same, bit for bit. Unreadable pictures and clips are
-    listed in quarantine.jsonl. Clips are read, encoded and kept window by window, with their size, frame count and rate.
+    listed in quarantine.jsonl. Clips go window by window; their size, frame count and rate are kept.
     """
     from vistok.cli.loading import load_tokenizer
     from vistok.data.sources import open_source

@@ -112,7 +112,7 @@ def check_takes_clips(tokenizer: "Tokenizer", name: str) -> None:
     """Raise InputError where `name` holds clips and the tokenizer takes none."""
     if tokenizer.spec.clips is None:
         raise InputError(
-            f"{name} needs a tokenizer of clips, and {tokenizer.name} is one of {tokenizer.spec.modality}s: load another "
+            f"{name} needs a tokenizer of clips, and {tokenizer.name} is one of {tokenizer.spec.modality}s: load one "
             "(`vistok list 'omnitokenizer*'`), or write the frames as pictures first (ffmpeg -i clip.mp4 %05d.png)"
         )
 

@@ -77,7 +77,7 @@ class FolderSource(Source):
 
 
 def open_source(where: "Where | Source", *, max_pixels: int | None = None) -> Source:
-    """Open a folder, an image, a clip, parquet files, WebDataset shards, a list of one kind of these, or a `datasets` id.
+    """Open a folder, an image, a clip, parquet files, WebDataset shards, a list of one of these, or a `datasets` id.
 
     `where` may hold wildcards (`shards/*.tar`) or braces (`{000..127}.tar`). A folder with parquet or tar files and
     at most as many images is a dataset of those files. A `datasets` id is `name[:config][:split]`. A URL

@@ -4,7 +4,7 @@
                                              \\──> bits per pixel, frame and second, codebook usage, frames/s
 
 One window of frames is in memory at a time; clips are read once for their tokens and once more for every comparison.
-Clips that cannot be read to their end are skipped and counted. Quality is a mean over frames: a longer clip weighs more.
+Clips that cannot be read to their end are skipped and counted. Quality is a mean over frames: long clips weigh more.
 """
 
 import time

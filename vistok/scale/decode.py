@@ -54,8 +54,9 @@ def decode_store(
 ) -> DecodeReport:
     """Write every item of `store` into `folder`; outputs that exist whole from an earlier run are kept.
 
-    `length`: decode this prefix of the tokens. `suffix`: of the files; ".png", or ".mp4" for a store of clips. Raises MismatchError for another tokenizer's store or a folder with
-    the outputs of another store or length, OutputError for files that are there and were not written by this,
+    `length`: decode this prefix of the tokens. `suffix`: of the files; ".png", or ".mp4" for a store of clips.
+    Raises MismatchError for another tokenizer's store or a folder with the outputs of another store or length,
+    OutputError for files that are there and were not written by this,
     InputError for a length that does not decode.
     """
     clips = store.manifest.source["kind"] == "clips"
