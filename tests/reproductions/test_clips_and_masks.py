@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 from tests.data.moving import clips
 from tests.data.pictures import folder
