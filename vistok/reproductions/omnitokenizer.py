@@ -129,9 +129,9 @@ REPRODUCTION = Reproduction(
     "clips alone, at equal steps, where clips are few and pictures many",
     source="arXiv:2406.09399, sections 3.2 and 4.3",
     checked="64 pixels and 5 frames, ten clips of real scenes and 800 photographs, L1 and the codebook's loss alone, "
-    "no discriminators; PSNR on windows of five clips whose scenes are not among the ten. 600 steps, fewer than half of "
-    "what convergence takes, so that it runs in minutes. rFID and rFVD need far more data. Backgrounds stand still, so "
-    "PSNR on moving pixels is reported too; that on the clips that were seen tells how much an arm learnt by heart",
+    "no discriminators; PSNR on windows of five clips whose scenes are not among the ten. 600 steps, so that it takes "
+    "minutes: arms are compared long before they converge. rFID and rFVD need far more data. Backgrounds stand still, "
+    "so PSNR on moving pixels is reported too; that on the clips that were seen tells what was learnt by heart",
     baseline="clips alone",
     arms={
         "clips alone": Arm("every batch of clips", partial(measured, kind="clips alone"), 3.5),
