@@ -83,3 +83,27 @@ def test_authors_names() -> None:
     assert set(authors_state(dict.fromkeys(names, torch.zeros(1)))) == {"codebook", "convs.2.bias"}
     assert set(authors_state({"quant_resi.qresi.weight": torch.zeros(1)})) == {"convs.0.weight"}
     assert set(authors_state({"quant_resi.7.weight": torch.zeros(1)})) == {"convs.7.weight"}
+
+
+def test_codes_that_nothing_chooses_are_replaced() -> None:
+    def used(**options: float) -> float:
+        q = quantizer(**options).train()
+        q.codebook.data.mul_(20)[0] = 0  # all but one far from every latent
+        for _ in range(3):
+            q.usage.reset()
+            q(torch.randn(16, 16, 3, generator=torch.Generator().manual_seed(0)))
+        return q.usage.used()[0]
+
+    assert used() < 0.2
+    assert used(restart_below=1.0) > 0.8
+    q = quantizer(restart_below=1.0).train()
+    before = q.codebook.detach().clone()
+    out = q(torch.randn(16, 16, 3))
+    chosen = torch.bincount(out.codes.flatten(), minlength=32) > 0
+    assert torch.equal(q.codebook[chosen], before[chosen])
+    assert not torch.equal(q.codebook[~chosen], before[~chosen])
+    sum(out.losses.values()).backward()  # the graph outlives the replacement
+    assert int(q.steps) == 1
+    q.eval()(torch.randn(16, 16, 3))
+    assert int(q.steps) == 1
+    assert not hasattr(quantizer(), "counts")

@@ -124,6 +124,18 @@ def test_configs_that_cannot_be_meant():
         vistok.create("var-tiny", scales=(1, 8, 4))
 
 
+def test_files_of_the_authors_fill_a_model_that_replaces_codes():
+    torch.manual_seed(0)
+    model = vistok.create("var-tiny", restart=2.0)
+    assert model.quantizer.counts.tolist() == [2.0] * 64
+    table = key_table(model.config)
+    theirs = table.to_theirs(model.state_dict())
+    assert not any("counts" in key or "steps" in key for key in theirs)
+    ours = table.to_ours(theirs)
+    assert ours.keys() == model.state_dict().keys()
+    assert all(torch.equal(ours[key], value) for key, value in model.state_dict().items())
+
+
 def test_it_runs_in_half_precision():
     torch.manual_seed(0)
     half = vistok.create("var-tiny", dtype=torch.bfloat16)

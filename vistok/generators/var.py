@@ -35,7 +35,7 @@ from vistok.registry import System
 from vistok.sampling.noise import ItemNoise, uniforms
 from vistok.sampling.tokens import Sampling, draw, guide, probabilities
 from vistok.tokenizer import Tokenizer
-from vistok.tokenizers.var import SCALES_512, TINY, VARTokenizer, phis_of, scale_segments
+from vistok.tokenizers.var import SCALES_512, TINY, phis_of, scale_segments
 from vistok.tokens import Source
 
 Stream = Callable[[Tensor, Tensor], None]
@@ -129,9 +129,9 @@ class VAR(Generator):
 
     def attach(self, tokenizer: Tokenizer) -> "VAR":
         """As `Generator.attach`; also copies the tokenizer's quantizer, whose vectors the model reads."""
-        if not isinstance(tokenizer, VARTokenizer):
+        theirs = getattr(tokenizer, "quantizer", None)
+        if not isinstance(theirs, MultiScaleVectorQuantizer):
             raise MismatchError(f"{self.name} reads the sums of a multi-scale tokenizer, which {tokenizer.name} is not")
-        theirs = tokenizer.quantizer
         if theirs.dim != self.config.code_dim:
             raise MismatchError(
                 f"{self.name} reads vectors of {self.config.code_dim} numbers, {tokenizer.name} has {theirs.dim}"
@@ -141,7 +141,8 @@ class VAR(Generator):
         if (phis, ratio) != (self.config.phis, self.config.ratio):
             self.config = replace(self.config, phis=phis, ratio=ratio)
             self.quantizer = _quantizer(self.config).to(self.device, self.dtype)
-        self.quantizer.load_state_dict(theirs.state_dict())
+        state = theirs.state_dict()
+        self.quantizer.load_state_dict({name: state[name] for name in self.quantizer.state_dict()})
         return self
 
     # -- the network ---------------------------------------------------------------------------------------------
@@ -319,6 +320,9 @@ SMALL = VARConfig(
 )
 
 VARIANTS = {
+    "var-cifar10": replace(
+        SMALL, trunk=ScaleTransformerSize(160, 6, 5), scales=(1, 2, 4, 8), codebook_size=512, code_dim=8, phis=1
+    ),
     **{f"var-d{depth}": _of_depth(depth) for depth in (16, 20, 24, 30)},
     "var-d36": replace(_of_depth(36, shared_condition=True), scales=SCALES_512),
     "var-generator-tiny": SMALL,

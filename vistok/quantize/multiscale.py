@@ -22,6 +22,8 @@ from torch.nn.functional import conv2d, embedding, interpolate, normalize
 
 from vistok.errors import ConfigError, InputError
 from vistok.quantize.base import Quantized, Quantizer, check_range, mean_square, one_of, positive, within
+from vistok.quantize.processes import sum_over_processes
+from vistok.quantize.restarts import restart
 from vistok.quantize.rotation import straight_through
 from vistok.quantize.search import nearest
 
@@ -42,10 +44,16 @@ class MultiScaleVectorQuantizer(Quantizer):
     scale_dropout       share of the items for which a random number of the last scales is dropped in training; they
                         count neither in the output nor in the losses of that item
     min_scales          scales that such an item keeps at least
+    restart_below       codes that are chosen less often than this in a step, averaged with `decay`, are replaced by
+                        what a scale had to choose for, drawn from `seed`; 0 turns it off, which leaves small models
+                        with a handful of codes in use
 
     Losses: "commitment" = beta mean((f - sg f_hat_s)^2), "codebook" = mean((sg f - f_hat_s)^2), f_hat_s after each
     scale. Raises ConfigError for illegal options.
     """
+
+    counts: Tensor  # (K,) averaged number of choices per step
+    steps: Tensor
 
     def __init__(
         self,
@@ -60,6 +68,9 @@ class MultiScaleVectorQuantizer(Quantizer):
         commitment_over: Literal["mean", "sum"] = "mean",
         scale_dropout: float = 0.0,
         min_scales: int = 1,
+        restart_below: float = 0.0,
+        decay: float = 0.99,
+        seed: int = 0,
     ):
         super().__init__(dim, (positive("codebook_size", codebook_size),))
         pairs = [(scale, scale) if isinstance(scale, int) else tuple(scale) for scale in scales]
@@ -80,6 +91,11 @@ class MultiScaleVectorQuantizer(Quantizer):
         count = len(self.scales) if convs == 0 else convs
         self.conv_of_scale = tuple(range(count)) if convs == 0 else nearest_convs(len(self.scales), count)
         self.codebook = nn.Parameter(torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size))
+        self.restart_below = within("restart_below", restart_below)
+        self.decay, self.seed = within("decay", decay, 0, 1), seed
+        if restart_below:
+            self.register_buffer("counts", torch.full((codebook_size,), max(1.0, restart_below)))
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(count if self.ratio else 0))
 
     @property
@@ -160,9 +176,11 @@ class MultiScaleVectorQuantizer(Quantizer):
         f = self._to_map(z)
         keep = self._draw_keep(z)
         rest, f_hat = f.detach(), torch.zeros_like(f)
-        codes, commitments, codebooks = [], [], []
+        codes, commitments, codebooks, wanted = [], [], [], []
         for scale in range(len(self.scales)):
-            found = self._choose(rest, scale)
+            rows = _to_rows(self._shrink(rest, scale))
+            found = self._choose(rows)
+            wanted.append(rows)
             detail = self._detail(found, scale)
             rest = rest - detail.detach()
             if keep is None:
@@ -182,7 +200,20 @@ class MultiScaleVectorQuantizer(Quantizer):
             "commitment": self.commitment * (commitment.mean() if self.commitment_over == "mean" else commitment.sum()),
             "codebook": torch.stack(codebooks).mean(),
         }
+        if self.training and self.restart_below:
+            self._restart(torch.cat(wanted, 1).flatten(0, 1), torch.cat(codes, 1))
         return Quantized(_to_rows(straight_through(f, f_hat)), torch.cat(codes, 1), losses)
+
+    @torch.no_grad()
+    def _restart(self, rows: Tensor, codes: Tensor) -> None:
+        """Count codes (B, total), and replace those that are hardly chosen by some of `rows` (M, D)."""
+        self.steps += 1
+        packed = torch.bincount(codes[codes >= 0], minlength=self.codebooks[0]).to(self.counts.dtype)
+        sum_over_processes(packed)
+        if packed.sum() == 0:
+            return
+        self.counts.lerp_(packed, 1 - self.decay)
+        restart(self.codebook, self.counts, self.restart_below, rows, self.seed * 1_000_003 + int(self.steps))
 
     def _draw_keep(self, z: Tensor) -> Tensor | None:
         if not (self.training and self.scale_dropout):
@@ -195,7 +226,7 @@ class MultiScaleVectorQuantizer(Quantizer):
         rest = self._to_map(z)
         codes = []
         for scale in range(len(self.scales)):
-            codes.append(self._choose(rest, scale))
+            codes.append(self._choose(_to_rows(self._shrink(rest, scale))))
             rest = rest - self._detail(codes[-1], scale)
         return torch.cat(codes, 1)
 
@@ -210,15 +241,15 @@ class MultiScaleVectorQuantizer(Quantizer):
             sums.append(sums[-1] + detail if sums else detail)
         return sums
 
-    def _choose(self, rest: Tensor, scale: int) -> Tensor:
-        """Codes (B, h_s w_s) for what is left, a map (B, D, H, W)."""
-        rows = _to_rows(self._shrink(rest, scale)).flatten(0, 1)
+    def _choose(self, wanted: Tensor) -> Tensor:
+        """Codes (B, n) for what is left at a scale, (B, n, D)."""
+        rows = wanted.flatten(0, 1)
         table = self.table().detach().to(rows.dtype)
         if self.metric == "cosine":
             codes = nearest(normalize(rows, dim=-1), normalize(table, dim=-1), "dot")
         else:
             codes = nearest(rows, table)
-        return codes.view(len(rest), self.lengths[scale])
+        return codes.view(wanted.shape[:2])
 
     def _detail(self, codes: Tensor, scale: int) -> Tensor:
         """What the codes (B, h_s w_s) of a scale add to f_hat, a map (B, D, H, W)."""

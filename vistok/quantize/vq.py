@@ -25,7 +25,8 @@ from torch.nn.functional import embedding, normalize
 from vistok.errors import ConfigError
 from vistok.quantize.base import Quantized, Quantizer, mean_square, one_of, positive, within
 from vistok.quantize.entropy import EntropyTerm, table_entropies
-from vistok.quantize.processes import draw_rows, pick_best, sum_over_processes
+from vistok.quantize.processes import pick_best, sum_over_processes
+from vistok.quantize.restarts import restart
 from vistok.quantize.rotation import Estimator, estimate
 from vistok.quantize.search import nearest, nearest_with_score
 
@@ -179,14 +180,12 @@ class VectorQuantizer(Quantizer):
     def _restart(self, rows: Tensor, counts: Tensor) -> None:
         """Replace rows that died by latents of the batch."""
         self.steps += 1
-        dead = (self.counts < self.restart_below).nonzero().flatten()
-        if len(dead) == 0 or counts.sum() == 0:
+        if counts.sum() == 0:
             return
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.steps))
-        fresh = draw_rows(rows, len(dead), generator).to(self.codebook.dtype)
-        self.codebook.data[dead] = fresh
-        self.counts[dead] = self.restart_below
-        if self.learning == "ema":
+        seed = self.seed * 1_000_003 + int(self.steps)
+        found = restart(self.codebook, self.counts, self.restart_below, rows, seed)
+        if found is not None and self.learning == "ema":
+            dead, fresh = found
             self.sums[dead] = fresh * self.restart_below
 
     def _move_towards_latents(self, rows: Tensor, counts: Tensor) -> None:

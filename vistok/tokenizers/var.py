@@ -16,6 +16,7 @@ not publish how they trained it; the losses here are those that the paper names.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError
-from vistok.keys import Drop, KeyTable, Rename, Rule, State
+from vistok.keys import Constant, Drop, KeyTable, Rename, Rule, State
 from vistok.layout import Segment, Sizes, TokenSpec
 from vistok.nn.cnn import CNNConfig, CNNDecoder, CNNEncoder
 from vistok.quantize.multiscale import VAR_SCALES, MultiScaleVectorQuantizer
@@ -47,6 +48,7 @@ class VARTokenizerConfig:
     ratio         their share in the map they refine; 0 leaves them out
     kernel        side of the convolutions beside the quantizer
     beta          weight of the commitment
+    restart       averaged count of choices per step below which training replaces a code; 0 leaves them, as published
     """
 
     cnn: CNNConfig = field(default_factory=lambda: PUBLISHED_CNN)
@@ -57,6 +59,7 @@ class VARTokenizerConfig:
     ratio: float = 0.5
     kernel: int = 3
     beta: float = 0.25
+    restart: float = 0.0
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -95,6 +98,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.project = _beside(config)
         self.cnn = CNNDecoder(config.cnn)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight at which an adaptive adversarial weight compares gradients."""
+        return self.cnn.last_layer
 
     def forward(self, vectors: Tensor) -> Tensor:
         return (self.cnn(self.project(vectors.to(self.project.weight.dtype))) + 1) / 2
@@ -141,7 +149,7 @@ class VARTokenizer(JudgedTokenizer):
         image = self.decoder(self.arrange(quantized.vectors, self.spec))
         batch["reconstruction"] = image.detach()
         terms = reconstruction_terms("llamagen", image, pixels, self.perceptual)
-        terms |= self.adversarial_terms(image, terms, self.decoder.cnn.last_layer, step)
+        terms |= self.adversarial_terms(image, terms, self.decoder.last_layer, step)
         return terms | quantized.losses
 
 
@@ -155,6 +163,7 @@ def make_quantizer(config: VARTokenizerConfig) -> MultiScaleVectorQuantizer:
         convs=config.phis,
         ratio=config.ratio,
         commitment=config.beta,
+        restart_below=config.restart,
     )
 
 
@@ -189,7 +198,10 @@ def phi_rules(phis: int) -> list[Rule]:
 
 def key_table(config: VARTokenizerConfig) -> KeyTable:
     """Their state dict to ours. Their running counts of codes are made anew, as zeros, on the way out."""
-    levels = len(config.cnn.multipliers)
+    levels, statistics = len(config.cnn.multipliers), []
+    if config.restart:
+        counts = partial(torch.full, (config.codebook_size,), max(1.0, config.restart))
+        statistics = [Constant("quantizer.counts", counts), Constant("quantizer.steps", lambda: torch.tensor(0))]
 
     def no_counts(ours: State) -> dict[str, Tensor]:
         return {"quantize.ema_vocab_hit_SV": torch.zeros(len(config.scales), config.codebook_size)}
@@ -200,6 +212,7 @@ def key_table(config: VARTokenizerConfig) -> KeyTable:
         Rename("quant_conv.*", "encoder.project.*"),
         Rename("post_quant_conv.*", "decoder.project.*"),
         *phi_rules(config.phis),
+        *statistics,
         Drop("quantize.ema_vocab_hit_SV", restore=no_counts),
     )
 
