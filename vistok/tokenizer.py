@@ -50,6 +50,7 @@ class Tokenizer(Model):
         on_size: OnSize = "pad",
         rate: float | None = None,
         seed: int | Sequence[int] = 0,
+        batch_invariant: bool = False,
         **conditions: Any,
     ) -> Any:
         """Images or clips to tokens.
@@ -62,6 +63,10 @@ class Tokenizer(Model):
         Clips are tensors (B, C, T, H, W); `rate`, in frames per second, travels along. One that is longer than the
         model's window is cut into windows that are encoded alone, the last one padded and cut back in decoding, unless
         `on_size` is "refuse". Models of pictures take clips frame by frame. `encode_windows` takes them from a stream.
+
+        `batch_invariant` encodes every item alone, so that its codes do not depend on what else is in the batch:
+        kernels for another number of rows round differently, and a latent between two codes then flips. It costs the
+        speed that batches give; `vistok eval --stability` measures both.
 
         Returns Tokens; for a list of images whose layouts differ, a list with one Tokens per image.
         Raises InputError for pixels, sizes or conditions that do not fit.
@@ -81,7 +86,14 @@ class Tokenizer(Model):
                 rows = [row for member in members for row in range(member, member + batches[member].shape[0])]
                 pixels = batches[members[0]] if len(members) == 1 else _stack(batches[member] for member in members)
                 chosen = {name: pick(value, rows, len(seeds)) for name, value in conditions.items()}
-                tokens = self._encode_group(pixels, canvas, [seeds[row] for row in rows], chosen)
+                own = [seeds[row] for row in rows]
+                if batch_invariant:
+                    items = range(len(pixels))
+                    apart = [{name: pick(value, [i], len(pixels)) for name, value in chosen.items()} for i in items]
+                    alone = [self._encode_group(pixels[i : i + 1], canvas, [own[i]], apart[i]) for i in items]
+                    tokens = Tokens.cat(alone)
+                else:
+                    tokens = self._encode_group(pixels, canvas, own, chosen)
                 if len(members) == 1:
                     parts[members[0]] = tokens
                 else:

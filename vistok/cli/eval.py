@@ -42,6 +42,9 @@ def command(
         list[str] | None,
         typer.Option(help="NAME=FILE of a metric's network where it is not to be downloaded: inception, lpips-vgg, .."),
     ] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="How many codes flip with batch, precision, device and tiling instead.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Measure a tokenizer on pictures: PSNR, SSIM, MS-SSIM, bits per pixel, codebook usage and perplexity, images/s;
@@ -59,6 +62,9 @@ def command(
     source = open_source(data)
     source = source.first(limit) if limit else source
     tokenizer = load_tokenizer(model)
+    if stability:
+        _stability(tokenizer, source, size, limit, as_json)
+        return
     clips = source.kind == "clips"
     if clips and (metrics or extractor or protocol != "vistok"):
         raise InputError("--protocol, --metrics and --extractor are for pictures; clips have PSNR and SSIM per frame")
@@ -73,6 +79,26 @@ def command(
     if found.skipped:
         first = next(iter(found.skipped.values()))
         console().print(f"unreadable and skipped: {len(found.skipped)}, such as {first}", markup=False)
+
+
+def _stability(tokenizer: Any, source: Any, size: int | None, limit: int | None, as_json: bool) -> None:
+    from rich.table import Table
+
+    from vistok.evaluation.stability import stability
+
+    found = stability(tokenizer, source, size=size, limit=limit or 64)
+    if as_json:
+        emit_json(found.plain())
+        return
+    output().print(f"[bold]{found.model}[/bold] on {found.pictures} pictures of {found.size} x {found.size}")
+    table = Table(box=None, pad_edge=False)
+    for column in ("setting", "codes that differ", "pictures with any", "ms a picture"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for row in found.rows:
+        table.add_row(row.setting, f"{row.codes:.3%}", f"{row.pictures:.1%}", f"{1000 * row.seconds:.1f}")
+    output().print(table)
+    told = f"encode(batch_invariant=True) takes {found.invariant_cost:.2f} times the time of the largest batches"
+    output().print(told, soft_wrap=True)
 
 
 def _judges(protocol: str, metrics: str | None, extractor: str | None, weights: list[str] | None) -> dict[str, Any]:
