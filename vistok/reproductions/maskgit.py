@@ -138,8 +138,7 @@ def sampled(seed: int, context: "Context", *, choices: tuple[float, ...]) -> dic
     tried = {}
     for choice in choices:
         context.tell(f"{SAMPLES} pictures at choice temperature {choice:g}")
-        settings = {"steps": STEPS, "choice_temperature": choice, "guidance": 1.0}
-        tried[choice] = drawn(model, tokenizer, SAMPLES, seed, **settings)
+        tried[choice] = drawn(model, tokenizer, SAMPLES, seed, steps=STEPS, choice_temperature=choice, guidance=1.0)
     distances = {choice: distance_to_training(pixels, context) for choice, (pixels, _) in tried.items()}
     best = min(distances, key=lambda choice: distances[choice])
     return {**judged_samples(*tried[best], context), "choice": best, "fd_train": distances[best]}
