@@ -8,7 +8,7 @@ the one that reads bits -> 1,000 pictures in 8 steps, the surest kept or any kep
 import math
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class BitVQVAE(VQVAE):
 def bit_tokenizer(context: "Context") -> BitVQVAE:
     """The tokenizer, trained once."""
     torch.manual_seed(0)
-    tokenizer = BitVQVAE()
+    tokenizer: Any = BitVQVAE()
 
     def make() -> dict[str, Tensor]:
         context.tell(f"tokenizer: {TOKENIZER_STEPS} steps")
@@ -92,7 +92,8 @@ def generator(seed: int, reads: str) -> "MaskGIT":
 def trained(seed: int, context: "Context", reads: str) -> tuple["MaskGIT", Tokenizer]:
     """The generator of one seed, from the other arms' folder where it is there. Masks are drawn from the seed alone."""
     tokenizer = bit_tokenizer(context)
-    model = generator(seed, reads).attach(tokenizer)
+    model = generator(seed, reads)
+    model.attach(tokenizer)
 
     def make() -> dict[str, Tensor]:
         data = token_batches(training_codes(context, tokenizer), context.batch, seed)
