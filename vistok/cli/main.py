@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("vistok.cli.reproduce", "A paper's claim at small scale, against its baseline."),
     "doctor": ("vistok.cli.doctor", "What is wrong with a run, and which recipe key mends it."),
     "eval": ("vistok.cli.eval", "Measure a tokenizer on pictures: PSNR, SSIM, codebook usage, speed."),
+    "compare": ("vistok.cli.compare", "Tokenizers and codecs side by side on your pictures, as a page."),
     "bench": ("vistok.cli.bench", "The field's benchmarks of tokenizers."),
     "explain": ("vistok.cli.explain", "Why the numbers of two results differ, term by term."),
     "convert": ("vistok.cli.convert", "The authors' checkpoint to a model folder."),

@@ -69,6 +69,14 @@ class CodeStatistics:
             raise InputError("no codes were counted: update with discrete tokens first")
         return found
 
+    def counts(self) -> list[Tensor]:
+        """Counts (K,) of every codebook that is counted, in the order of `rows`; empty for one too large to count."""
+        found: list[Tensor] = []
+        for (_, codebooks), usage in self._counts.items():
+            parts = usage.counts[:-1].split(list(codebooks)) if usage.tracked else [torch.zeros(0)] * len(codebooks)
+            found += [part.long().cpu() for part in parts]
+        return found
+
 
 def _use(segment: str, column: int, counts: Tensor) -> CodebookUse:
     counted = int(counts.sum())
