@@ -104,3 +104,19 @@ def test_prefix_lengths() -> None:
     assert prefix_lengths(spec(3, "any")) == [1, 2, 3]
     assert prefix_lengths(spec(1, "any")) == [1]
     assert prefix_lengths(spec(256, "none")) == [256]
+
+
+def test_masks_have_an_iou(tmp_path):
+    from PIL import Image
+
+    torch.manual_seed(0)
+    model = vistok.create("himtok-tiny")
+    for index in range(2):
+        grid = np.zeros((32, 32), np.uint8)
+        grid[4 : 20 + index, 8:24] = 255
+        Image.fromarray(grid).save(tmp_path / f"{index}.png")
+    found = evaluate(model, tmp_path, size=0, length=8)
+    masks = torch.stack([torch.from_numpy(np.array(Image.open(tmp_path / f"{i}.png")))[None] for i in range(2)])
+    rebuilt = model.decode(model.encode(masks), dtype=torch.uint8)
+    wanted = ((rebuilt >= 128) & (masks >= 128)).sum((1, 2, 3)) / ((rebuilt >= 128) | (masks >= 128)).sum((1, 2, 3))
+    assert found.prefixes[0].iou == pytest.approx(float(wanted.double().mean()), abs=1e-6)

@@ -176,3 +176,31 @@ def test_boxes_go_through_text():
         read_box("nowhere", (48, 64))
     with pytest.raises(InputError):
         box_text((0, 0, 70, 10), (48, 64))
+
+
+def test_a_fresh_codebook_is_made_of_latents_that_it_tells_apart():
+    model = make("himtok-tiny")
+    masks = disks(16)
+    with torch.no_grad():
+        latents = torch.nn.functional.normalize(model.encoder(model.prepare(masks)), dim=-1).flatten(0, 1)
+    before = model.encode(masks).codes.unique().numel()
+    model.initialise(iter([{"pixels": masks.expand(-1, 3, -1, -1)}]), torch.Generator().manual_seed(0))
+    assert torch.cdist(model.quantizer.table(), latents).min(1).values.max() < 1e-3
+    assert model.encode(masks).codes.unique().numel() > before
+
+
+def test_training_moves_every_channel_that_decoding_reads():
+    model = make("himtok-tiny-direct").train()
+    terms = model.loss({"pixels": disks(4)}, 0, torch.Generator().manual_seed(0))
+    sum(terms.values()).backward()
+    moved = model.decoder.smooth.weight.grad.flatten(1).abs().sum(1)
+    assert (moved > 0.1 * moved.max()).all()
+
+
+def test_validation_and_sample_grids_of_masks():
+    from vistok.training.validation import measure, sample_grid
+
+    model = make("himtok-tiny")
+    pixels = (disks(4) * 255).to(torch.uint8).expand(-1, 3, -1, -1)  # as pictures are read
+    assert {"psnr", "psnr@2"} <= measure(model, pixels).keys()
+    assert sample_grid(model, pixels).shape == (3, 5 * 34, 4 * 34)

@@ -48,7 +48,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Measure a tokenizer on pictures: PSNR, SSIM, MS-SSIM, bits per pixel, codebook usage and perplexity, images/s;
-    on clips PSNR and SSIM per frame, bits per pixel, frame and second.
+    on clips PSNR and SSIM per frame, bits per pixel, frame and second; on masks IoU too.
 
     One row per prefix length of an ordered tokenizer. Unreadable pictures and clips are skipped and counted.
     """
@@ -144,12 +144,23 @@ def _show(found: "Reconstruction") -> None:
     output().print(f"PSNR {told['psnr']}; SSIM {told['ssim']}; MS-SSIM {told['ms_ssim']}", soft_wrap=True)
     output().print(f"bits: {told['bits']}", soft_wrap=True)
     named = (["lpips"] if "lpips" in told else []) + list(found.features)
+    masks = any(row.iou is not None for row in found.prefixes)
     for name in found.features:
         output().print(
             f"{name}: {', '.join(f'{key} {value}' for key, value in found.features[name].items())}", soft_wrap=True
         )
     table = Table(box=None, pad_edge=False)
-    for column in ("tokens", "bits/pixel", "PSNR dB", "+-", "SSIM", "MS-SSIM", *named, "decode images/s"):
+    for column in (
+        "tokens",
+        "bits/pixel",
+        "PSNR dB",
+        "+-",
+        "SSIM",
+        "MS-SSIM",
+        *named,
+        *["IoU"] * masks,
+        "decode images/s",
+    ):
         table.add_column(column, justify="right")
     for row in found.prefixes:
         table.add_row(
@@ -160,6 +171,7 @@ def _show(found: "Reconstruction") -> None:
             f"{row.ssim:.4f}",
             _number(row.ms_ssim, ".4f"),
             *(_number(row.lpips if name == "lpips" else row.distances[name], ".4g") for name in named),
+            *[_number(row.iou, ".4f")] * masks,
             f"{row.decode_images_per_second:.3g}",
         )
     output().print(table)

@@ -32,6 +32,7 @@ from vistok.layout import Size, TokenSpec
 from vistok.losses.perceptual import Lpips, Perceptual
 from vistok.metrics.codes import CodebookUse, CodeStatistics
 from vistok.metrics.extractors import Extractor
+from vistok.metrics.iou import iou
 from vistok.metrics.ms_ssim import SMALLEST, ms_ssim
 from vistok.metrics.psnr import psnr
 from vistok.metrics.ssim import ssim
@@ -41,6 +42,7 @@ from vistok.tokens import Tokens
 
 FIELD_SIZE = 256  # what reconstruction is reported at
 MOST_PREFIXES = 8
+HALF = 128  # of 255, from which on a pixel belongs to a mask
 BATCH_PIXELS = 8 * FIELD_SIZE**2
 
 
@@ -50,7 +52,7 @@ class PrefixQuality:
 
     psnr: dB, with its deviation between pictures. ms_ssim: None where pictures are smaller than 161 pixels.
     bits_per_pixel: of the codes as packed in the token file, without its header. lpips and distances: where they were
-    asked for, the distances by name (`vistok.evaluation.distributions`).
+    asked for, the distances by name (`vistok.evaluation.distributions`). iou: of masks.
     """
 
     tokens: float
@@ -62,6 +64,7 @@ class PrefixQuality:
     decode_images_per_second: float
     lpips: float | None = None
     distances: dict[str, float] = field(default_factory=dict)
+    iou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Reconstruction:
         shared |= {"samples": self.images, "reference": self.reference}
         ran, found = environment(), []
         for row in self.prefixes:
-            values = {"psnr": row.psnr, "ssim": row.ssim, "ms_ssim": row.ms_ssim, "lpips": row.lpips, **row.distances}
+            values = {"psnr": row.psnr, "ssim": row.ssim, "ms_ssim": row.ms_ssim, "lpips": row.lpips, "iou": row.iou}
+            values |= row.distances
             for metric, value in values.items():
                 if value is not None:
                     own = self.features.get(metric, {"variant": self.protocol.get(metric, "")})
@@ -203,10 +207,11 @@ class _Run:
 
     def warm_up(self, pixels: Tensor) -> None:
         """One picture through the model: the first call pays for what later ones find ready."""
-        self._decode(self._encode(pixels))
+        self._decode(self._encode(pixels[:, : self.tokenizer.input_channels]))
 
     def add(self, pixels: Tensor) -> None:
-        """Measure uint8 (B, 3, H, W)."""
+        """Measure uint8 (B, 3, H, W); of masks the first channel."""
+        pixels = pixels[:, : self.tokenizer.input_channels]
         with self._clock() as clock:
             tokens = self._encode(pixels)
         self.encode_seconds += clock[0]
@@ -219,7 +224,7 @@ class _Run:
         if self.real is not None:
             self.real.update(original)
         while len(self.means) < len(lengths):
-            names = ("tokens", "bits", "psnr", "ssim", "ms_ssim", "lpips")
+            names = ("tokens", "bits", "psnr", "ssim", "ms_ssim", "lpips", "iou")
             self.means.append({name: Mean() for name in names})
             self.decode_seconds.append(0.0)
             if self.real is not None:
@@ -243,6 +248,8 @@ class _Run:
         means["tokens"].update(tokens.lengths)
         means["bits"].update(tokens.bits() / prod(pixels.shape[2:]))
         means["psnr"].update(psnr(rebuilt, pixels))
+        if self.tokenizer.spec.output.modality == "mask":
+            means["iou"].update(iou(rebuilt >= HALF, pixels >= HALF))
         means["ssim"].update(ssim(rebuilt, pixels, self.rules.ssim))
         if min(pixels.shape[2:]) >= SMALLEST:
             means["ms_ssim"].update(ms_ssim(rebuilt, pixels))
@@ -266,6 +273,7 @@ class _Run:
                     ms_ssim=value["ms_ssim"],
                     decode_images_per_second=self.count / seconds,
                     lpips=value["lpips"],
+                    iou=value["iou"],
                     distances={} if self.real is None else distances(self.rebuilt[index], self.real),
                 )
             )

@@ -22,7 +22,7 @@ def dice(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def edge_weighted_square(values: Tensor, mask: Tensor, weight: float) -> Tensor:
-    """Mean of (1 + weight * edge) (values - mask)^2, with the edge of `edges`. Shapes (B, 1, H, W)."""
+    """Mean of (1 + weight * edge) (values - mask)^2, with the edge of `edges`; values (B, C, ...), mask (B, 1, ...)."""
     return ((1 + weight * edges(mask)) * (values.float() - mask.float()).square()).mean()
 
 

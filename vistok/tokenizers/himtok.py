@@ -20,7 +20,7 @@ What a language model needs beside that (soft tokens, its losses, placeholder id
 methods of the tokenizer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from vistok.layout import Output, Segment, Sizes, TokenSpec
 from vistok.losses.segmentation import binary_cross_entropy, dice, dilate, edge_weighted_square, erode
 from vistok.nn.cnn import CNNConfig, CNNDecoder
 from vistok.nn.patching import unpatchify
-from vistok.nn.query_vit import GridDecoder, QueryEncoder, ViTSize, causal_queries, initialise
+from vistok.nn.query_vit import INIT_STD, GridDecoder, QueryEncoder, ViTSize, causal_queries, initialise
 from vistok.quantize import VectorQuantizer
 from vistok.registry import System
 from vistok.tokenizer import TokenData, Tokenizer
@@ -57,6 +57,7 @@ class HiMTokConfig:
     features             channels between the ViT and the CNN
     distort              share of the masks that training dilates or erodes before they are encoded
     edge, dice, bce      weights of the loss: of edges within the squared error, of dice, of the cross-entropy
+    init_std             of the first weights, as in TiTok: 0.02 at widths of 512 and more, more in narrower models
     """
 
     encoder: ViTSize = LARGE
@@ -75,6 +76,7 @@ class HiMTokConfig:
     edge: float = 8.0
     dice: float = 0.5
     bce: float = 2.0
+    init_std: float = INIT_STD
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -95,10 +97,12 @@ class MaskEncoder(nn.Module):
     def __init__(self, config: HiMTokConfig) -> None:
         super().__init__()
         side = config.image_size // config.encoder_patch
-        self.trunk = QueryEncoder((side, side), config.encoder_patch, config.tokens, config.encoder, causal=True)
+        self.trunk = QueryEncoder(
+            (side, side), config.encoder_patch, config.tokens, config.encoder, causal=True, init_std=config.init_std
+        )
         self.mixes = config.legacy
         self.project = nn.Linear(config.encoder.width, config.token_dim)
-        initialise(self.project)
+        initialise(self.project, config.init_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         queries = self.trunk(pixels)
@@ -116,7 +120,9 @@ class MaskDecoder(nn.Module):
         self.patch = config.decoder_patch
         side, width = config.image_size // self.patch, config.decoder.width
         self.grid = (side, side)
-        self.trunk = GridDecoder(self.grid, config.tokens, config.token_dim, config.decoder, padded=True)
+        self.trunk = GridDecoder(
+            self.grid, config.tokens, config.token_dim, config.decoder, padded=True, init_std=config.init_std
+        )
         self.pixels: CNNDecoder | None = None
         if config.pixel_decoder is not None:
             self.features = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, config.features))
@@ -124,8 +130,8 @@ class MaskDecoder(nn.Module):
         else:
             self.features = nn.Linear(width, 3 * self.patch**2)  # type: ignore[assignment]
             self.smooth = nn.Conv2d(3, 3, 3, padding=1)
-            initialise(self.smooth)
-        initialise(self.features)
+            initialise(self.smooth, config.init_std)
+        initialise(self.features, config.init_std)
 
     def forward(self, vectors: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`lengths` (B,): how many vectors of each item count; the rest are zeros."""
@@ -197,17 +203,32 @@ class HiMTok(Tokenizer):
 
     # -- training ------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def initialise(self, batches: Iterator[dict[str, Any]], rng: torch.Generator) -> None:
+        """A fresh codebook begins as latents of a first batch, drawn at random.
+
+        The authors begin with TiTok's weights, whose latents differ between pictures. Those of a fresh encoder hardly
+        do: among codes that lie anywhere, all of them would choose the same few.
+        """
+        latents = self.encoder(self.prepare(next(batches)["pixels"])).flatten(0, 1).float()
+        size = self.config.codebook_size
+        chosen = torch.randint(len(latents), (size,), generator=rng, device=rng.device).to(latents.device)
+        assert self.quantizer.transform is not None
+        self.quantizer.transform.weight.copy_(torch.eye(self.config.token_dim))
+        self.quantizer.codebook.copy_(F.normalize(latents[chosen], dim=-1))
+
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Training terms for `batch["pixels"]` (B, 1 or 3, H, H): masks, of which the first channel counts.
 
-        "reconstruction" (squared error, edges weighted), "dice", "bce", of the first output channel, each item decoded
-        from a prefix whose length is uniform in 1..N; the quantizer's "commitment" and "codebook".
+        "reconstruction" (squared error of every output channel, edges weighted), "dice" and "bce" of the probability
+        that decoding gives, each item decoded from a prefix whose length is uniform in 1..N; the quantizer's
+        "commitment" and "codebook". The authors' losses see the first channel alone, which serves where weights start
+        from TiTok's; from scratch the others would never learn, and decoding takes the mean of all.
         """
         mask = self.prepare(batch["pixels"])
         seen = distorted(mask, self.config.distort, rng) if self.config.distort else mask
         quantized = self.quantizer(self.encoder(seen))
-        lengths = torch.randint(1, self.config.tokens + 1, (len(mask),), generator=rng, device=rng.device)
-        values = self.decoder(quantized.vectors.to(self.dtype), lengths)[:, :1]
+        values = self.decoder(quantized.vectors.to(self.dtype), self.lengths(len(mask), rng))
         target, found = mask[:, :1], probability(values)
         return {
             "reconstruction": edge_weighted_square(values, target, self.config.edge),
@@ -215,6 +236,10 @@ class HiMTok(Tokenizer):
             "bce": self.config.bce * binary_cross_entropy(found, target),
             **quantized.losses,
         }
+
+    def lengths(self, count: int, rng: torch.Generator) -> Tensor:
+        """How many tokens (count,) each mask of a batch is decoded from in training: uniform in 1..N."""
+        return torch.randint(1, self.config.tokens + 1, (count,), generator=rng, device=rng.device)
 
     # -- beside a language model ---------------------------------------------------------------------------------
 
@@ -246,6 +271,7 @@ def distorted(mask: Tensor, share: float, rng: torch.Generator) -> Tensor:
 
 # -- variants --------------------------------------------------------------------------------------------------------
 
+NARROW_STD = INIT_STD * (512 / 64) ** 0.5  # a layer of width 64 then passes on as much as one of 512
 _TINY_CNN = CNNConfig(32, (1, 1, 2), 1, 16, style="maskgit")
 _TINY = HiMTokConfig(
     ViTSize(32, 2, 2), ViTSize(32, 2, 2), tokens=8, token_dim=6, codebook_size=64, features=16, pixel_decoder=_TINY_CNN,
@@ -258,7 +284,7 @@ VARIANTS = {
     "himtok-tiny-direct": replace(_TINY, legacy=False, pixel_decoder=None),
     "himtok-silhouettes": HiMTokConfig(
         ViTSize(64, 3, 4), ViTSize(64, 3, 4), tokens=16, token_dim=8, codebook_size=256, legacy=False,
-        pixel_decoder=None, image_size=64, encoder_patch=8, decoder_patch=8,
+        pixel_decoder=None, image_size=64, encoder_patch=8, decoder_patch=8, init_std=NARROW_STD,
     ),
 }  # fmt: skip
 

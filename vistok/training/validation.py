@@ -1,4 +1,4 @@
-"""Held-out pictures: how they are chosen, PSNR or a generator's loss on them, and sample grids."""
+"""Held-out pictures or tokens: how they are chosen, PSNR or a generator's loss on them, and sample grids."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,8 @@ from vistok.data.clips import ClipItem
 from vistok.data.items import Item, Source
 from vistok.data.loader import center_crop
 from vistok.data.sources import open_source
-from vistok.errors import VistokError
+from vistok.data.token_loader import StoreSource, is_store
+from vistok.errors import InputError, VistokError
 from vistok.generator import Generator
 from vistok.metrics.psnr import psnr
 
@@ -38,18 +39,32 @@ class Chosen(Source):
         yield f"{self._indices} of {self._source.fingerprint}"
 
 
-def split(source: Source, validation: int | str) -> tuple[Source, Source | None]:
-    """The pictures to train on and those to validate on: a source of their own, or evenly spread ones held out.
+def open_data(where: Any) -> Source:
+    """What a run learns from: pictures, as `open_source` takes them, or the folder of a token store."""
+    return StoreSource(where) if is_store(where) else open_source(where)
 
-    At most a tenth of the pictures is held out, so fewer than ten leave nothing to validate on.
+
+def split(source: Source, validation: int | str) -> tuple[Source, Source | None]:
+    """The items to train on and those to validate on: a source of their own, or evenly spread ones held out.
+
+    At most a tenth of the items is held out, so fewer than ten leave nothing to validate on. Raises InputError where
+    one of them is a token store and the other is not.
     """
     if isinstance(validation, str):
-        return source, open_source(validation)
+        other = open_data(validation)
+        if isinstance(other, StoreSource) != isinstance(source, StoreSource):
+            raise InputError(
+                f"data.validation={validation}: tokens and pictures; give a store with a store, or a number"
+            )
+        return source, other
     count = min(validation, len(source) // 10)
     if count == 0:
         return source, None
     held = {(2 * index + 1) * len(source) // (2 * count) for index in range(count)}
-    return Chosen(source, [i for i in range(len(source)) if i not in held]), Chosen(source, sorted(held))
+    rest = [index for index in range(len(source)) if index not in held]
+    if isinstance(source, StoreSource):
+        return source.chosen(rest), source.chosen(sorted(held))
+    return Chosen(source, rest), Chosen(source, sorted(held))
 
 
 def read_crops(source: Source, size: int, limit: int) -> tuple[Tensor, Tensor]:
@@ -57,8 +72,19 @@ def read_crops(source: Source, size: int, limit: int) -> tuple[Tensor, Tensor]:
 
     Of clips, the picture in the middle. A label is -1 where a picture has none.
     """
+    held = read_held(source, size, limit)
+    return held["pixels"], held["label"]
+
+
+def read_held(source: Source, size: int, limit: int) -> dict[str, Any]:
+    """A batch of the first items, n <= `limit`: "pixels" and "label" as `read_crops` has them, a list "caption" where
+    the source has captions; of a token store as `StoreSource.batch` has it.
+    """
+    if isinstance(source, StoreSource):
+        return source.batch(range(min(limit, len(source))))
     crops: list[np.ndarray] = []
     labels: list[int] = []
+    captions: list[str] = []
     for item in source:
         if len(crops) == limit:
             break
@@ -67,9 +93,12 @@ def read_crops(source: Source, size: int, limit: int) -> tuple[Tensor, Tensor]:
         except VistokError:
             continue
         labels.append(-1 if item.label is None else item.label)
-    if not crops:
-        return torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, dtype=torch.long)
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+        captions.append(item.caption or "")
+    pixels = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    if crops:
+        pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    held = {"pixels": pixels, "label": torch.tensor(labels, dtype=torch.long)}
+    return held | {"caption": captions} if source.captioned else held
 
 
 def prefix_lengths(prefixes: Sequence[int], most: int = 4) -> list[int]:
@@ -80,10 +109,13 @@ def prefix_lengths(prefixes: Sequence[int], most: int = 4) -> list[int]:
 
 
 def measure(tokenizer: Any, pixels: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB of reconstructions of uint8 (n, 3, S, S): `psnr` of all tokens, `psnr@k` of shorter prefixes."""
+    """Mean PSNR in dB of reconstructions of uint8 (n, 3, S, S): `psnr` of all tokens, `psnr@k` of shorter prefixes.
+
+    Of tokenizers of masks, the first channel's.
+    """
     values: dict[str, list[Tensor]] = {}
     for start in range(0, len(pixels), AT_ONCE):
-        batch = pixels[start : start + AT_ONCE]
+        batch = pixels[start : start + AT_ONCE, : tokenizer.input_channels]
         tokens = tokenizer.encode(batch)
         for length in _lengths(tokenizer, batch, tokens):
             name = "psnr" if length == tokens.length else f"psnr@{length}"
@@ -93,38 +125,43 @@ def measure(tokenizer: Any, pixels: Tensor) -> dict[str, float]:
     return {"psnr": means.pop("psnr"), **means}
 
 
-def generator_loss(generator: Generator, pixels: Tensor, labels: Tensor) -> dict[str, float]:
-    """The loss on uint8 (n, 3, S, S) and their labels (n,), in evaluation mode, with the same random numbers always."""
-    training, totals = generator.training, []
+def generator_loss(generator: Generator, held: dict[str, Any]) -> dict[str, float]:
+    """The loss on a batch of held-out items, in evaluation mode, with the same random numbers always."""
+    training, totals, count = generator.training, [], len(next(iter(held.values())))
     generator.eval()
     with torch.no_grad():
-        for start in range(0, len(pixels), AT_ONCE):
-            batch = {"pixels": pixels[start : start + AT_ONCE], "label": labels[start : start + AT_ONCE]}
+        for start in range(0, count, AT_ONCE):
+            batch = {key: value[start : start + AT_ONCE] for key, value in held.items()}
             rng = torch.Generator(generator.device).manual_seed(start)
             terms = generator.loss(batch, 0, rng)
-            totals.append(len(batch["pixels"]) * float(torch.stack(list(terms.values())).sum()))
+            totals.append(min(AT_ONCE, count - start) * float(torch.stack(list(terms.values())).sum()))
     generator.train(training)
-    return {"loss": sum(totals) / len(pixels)}
+    return {"loss": sum(totals) / count}
 
 
-def generated_grid(generator: Generator) -> Tensor:
-    """Two pictures of each of the first classes (or as many without one): uint8 (3, 2 * (S + 2), n * (S + 2))."""
-    count = min(SHOWN, generator.classes or SHOWN)
-    conditions = None if generator.classes is None else list(range(count)) * 2
+def generated_grid(generator: Generator, captions: Sequence[str] = ()) -> Tensor:
+    """Two pictures of each of the first classes, or captions (or as many without): uint8 (3, 2 * (S + 2), n * (S + 2)).
+
+    The generator has its tokenizer attached.
+    """
+    count = min(SHOWN, generator.classes or len(captions) or SHOWN)
+    conditions = list(captions[:count]) * 2 or None if generator.classes is None else list(range(count)) * 2
     assert generator.tokenizer is not None
-    pictures = generator.tokenizer.decode(generator.generate(conditions, count=2 * count), dtype=torch.uint8)
+    tokens = generator.generate(conditions, count=2 * count)
+    told: dict[str, Any] = {"text": conditions or ""} if "text" in generator.tokenizer.spec.needs.decode else {}
+    pictures = generator.tokenizer.decode(tokens, dtype=torch.uint8, **told)
     return _framed(pictures.cpu().unflatten(0, (2, count)))
 
 
 def sample_grid(tokenizer: Any, pixels: Tensor) -> Tensor:
     """Originals above, then reconstructions from ever longer prefixes: uint8 (3, rows * (S + 2), n * (S + 2))."""
-    batch = pixels[:SHOWN]
+    batch = pixels[:SHOWN, : tokenizer.input_channels]
     tokens = tokenizer.encode(batch)
     rows = [batch]
     for length in _lengths(tokenizer, batch, tokens):
         shorter = tokens if length == tokens.length else tokens.prefix(length)
         rows.append(tokenizer.decode(shorter, dtype=torch.uint8).cpu())
-    return _framed(torch.stack(rows))
+    return _framed(torch.stack(rows).expand(-1, -1, 3, -1, -1))
 
 
 def _framed(rows: Tensor) -> Tensor:
