@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vistok.nn.patching import PatchEmbed
 from vistok.nn.transformer import Block
 
-INIT_STD = 0.02  # as published, for widths of 512 and more
+INIT_STD, INIT_WIDTH = 0.02, 512  # of first weights as published, and the narrowest model that had them
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from vistok.nn.query_vit import INIT_STD, INIT_WIDTH
 from vistok.training.chart import Chart, Finding
 
 Rule = Callable[[Chart], Iterable[Finding]]
@@ -404,6 +405,11 @@ def _codebook_cure(chart: Chart) -> tuple[str, str]:
             return f"model.{name}=0.05", "reward equal use of the codes"
     if fields.get("codebook") in ("legacy", "plain"):
         return "model.codebook=cosine", "compare directions instead of distances"
+    encoder = fields.get("encoder")
+    width = encoder.get("width", INIT_WIDTH) if isinstance(encoder, dict) else INIT_WIDTH
+    if fields.get("init_std") == INIT_STD and width < INIT_WIDTH:
+        cure = "begin with weights as much wider as the model is narrower, so that codes tell pictures apart"
+        return f"model.init_std={INIT_STD * (INIT_WIDTH / width) ** 0.5:.2g}", cure
     return _lower_rate(chart), "lower the learning rate, so that the encoder does not outrun the codebook"
 
 

@@ -58,7 +58,8 @@ class Step:
         self.model, self.recipe, self.first = model, recipe, first
         self.accelerator, self.judges, self.doctor, self.looks = accelerator, judges, doctor, looks
         self.shards = shards
-        optimizer = build_optimizer(model.parameters(), recipe.optimizer, undecayed(model))
+        self.parameters = list(model.parameters())  # found once: going through many modules takes a while
+        optimizer = build_optimizer(self.parameters, recipe.optimizer, undecayed(model))
         self.plain: Any = Objective(model) if shards is None else shards.objective
         if shards is None:
             self.objective, self.optimizer = accelerator.prepare(self.plain, optimizer)
@@ -96,11 +97,11 @@ class Step:
         assert values is not None
         self.accelerator.unscale_gradients(self.optimizer)
         self.doctor.observe(batch, weighted)
-        norm = self._norm(self.model.parameters())
+        norm = self._norm(self.parameters)
         outcome = self.latest = Outcome(list(weighted), torch.cat([values, norm.to(values).reshape(1)]), {})
         if self.looks:
             self.check(step)
-        self._clip(self.model.parameters(), self.recipe.optimizer, norm)
+        self._clip(self.parameters, self.recipe.optimizer, norm)
         self.optimizer.step()
         if seen:
             self._judge(seen, step)
