@@ -6,13 +6,26 @@ A setting is the side at which pictures are rebuilt; bins are half-open and inst
 An empty bin is NaN, and so is then the mean.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import nan
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from vistok.errors import UnknownNameError, nearest
+import numpy as np
+import torch
+from PIL import Image
+
+from vistok.data.images import read_image
+from vistok.errors import FormatError, InputError, UnknownNameError, nearest
+from vistok.evaluation.readers import Faces, Reader
+from vistok.evaluation.reconstruction import fitting
+from vistok.metrics.psnr import psnr
+from vistok.metrics.text import reading
+from vistok.tokenizer import Tokenizer
 
 TEXT_EDGES: dict[str, tuple[float, ...]] = {
     "256": (0.02, 0.03, 0.04, 1.0),
@@ -81,3 +94,155 @@ def _edges(table: dict[str, tuple[float, ...]], setting: str) -> tuple[float, ..
     if setting not in table:
         raise UnknownNameError(f"no setting {setting!r}{nearest(setting, list(table)) or f'; there are {list(table)}'}")
     return table[setting]
+
+
+# -- on pictures -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokBench:
+    """What `tokbench` gives for one tokenizer.
+
+    text, faces  binned scores by name; empty where there were no words, or no faces or no embedding
+    words        words that counted, of `annotated` ones: the others the reader misreads on the original already
+    psnr         mean over the pictures, for comparison
+    """
+
+    model: str
+    weights: str
+    setting: str
+    text: dict[str, Binned]
+    faces: dict[str, Binned]
+    words: int
+    annotated: int
+    pictures: int
+    psnr: float
+    details: list[dict[str, Any]]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture of the benchmark: its file, words [(text, box, ratio)] and faces [(key points (5, 2), ratio)]."""
+
+    path: Path
+    name: str
+    words: list[tuple[str, tuple[int, int, int, int], float]]
+    faces: list[tuple[np.ndarray, float]]
+
+
+def scenes(folder: Path) -> list[Scene]:
+    """The pictures of a folder in TokBench's layout: annotations/text_*.json and annotations/face_meta.json.
+
+    Raises InputError where there are none, FormatError for a file of another form.
+    """
+    found: dict[str, Scene] = {}
+
+    def scene(name: str) -> Scene:
+        if name not in found:
+            path = next(
+                (folder / part / name for part in ("", "images") if (folder / part / name).exists()), folder / name
+            )
+            found[name] = Scene(path, name, [], [])
+        return found[name]
+
+    for file in sorted((folder / "annotations").glob("*.json")):
+        try:
+            rows = json.loads(file.read_text(encoding="utf-8"))
+            if file.name == "face_meta.json":
+                for row in rows:
+                    points = [
+                        (np.asarray(face["kps"], dtype=np.float64), float(face["ratio"])) for face in row["faces"]
+                    ]
+                    scene(row["image_name"]).faces.extend(points)
+            elif file.name.startswith("text_"):
+                for row in rows:
+                    words = [
+                        (word["rec"], tuple(round(v) for v in word["bbox"]), float(word["ratio"]))
+                        for word in row["annotations"]
+                    ]
+                    scene(row["file_name"]).words.extend(words)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{file} is not in TokBench's form: {type(error).__name__} {error}") from error
+    if not found:
+        raise InputError(f"{folder} has no annotations/text_*.json and no annotations/face_meta.json")
+    return list(found.values())
+
+
+def tokbench(
+    tokenizer: Tokenizer,
+    where: Sequence[Scene],
+    setting: str,
+    reader: Reader,
+    *,
+    faces: Faces | None = None,
+    refine: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokBench:
+    """Rebuild every scene at `setting` pixels (its longer side), back to its own size, and read the words again.
+
+    refine: leave out words that the reader misreads on the original, as the benchmark does. faces: embeddings; without
+    them faces do not count. Raises InputError for a scene whose file cannot be read, or where no word is left.
+    """
+    _edges(TEXT_EDGES, setting)
+    words, similar, details, quality, annotated = [], [], [], [], 0
+    for number, scene in enumerate(where):
+        original = np.asarray(read_image(scene.path))
+        rebuilt = _rebuilt(tokenizer, original, int(setting))
+        quality.append(float(psnr(_planes(rebuilt), _planes(original))[0]))
+        annotated += len(scene.words)
+        kept = scene.words
+        if refine and kept:
+            seen = reader([_crop(original, box) for _, box, _ in kept])
+            kept = [word for word, read in zip(kept, seen, strict=True) if read == word[0]]
+        reads = reader([_crop(rebuilt, box) for _, box, _ in kept]) if kept else []
+        for (true, box, ratio), read in zip(kept, reads, strict=True):
+            how = reading(true, read)
+            words.append(TextInstance(ratio, float(how.raw), 1 - how.raw_ned))
+            details.append({"file": scene.name, "true": true, "read": read, "ratio": ratio, "box": list(box)})
+        if faces is not None and scene.faces:
+            pairs = [[(picture, points) for points, _ in scene.faces] for picture in (original, rebuilt)]
+            a, b = (faces(part) for part in pairs)
+            cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+            similar += [FaceInstance(r, float(c)) for (_, r), c in zip(scene.faces, cosine, strict=True)]
+        if progress is not None:
+            progress(number + 1, len(where))
+    if not words and not similar:
+        raise InputError("no word is left that the reader gets right on the originals, and no face: nothing to score")
+    return TokBench(
+        model=tokenizer.name,
+        weights=tokenizer.fingerprint,
+        setting=setting,
+        text=score_text(words, setting) if words else {},
+        faces=score_faces(similar, setting) if similar else {},
+        words=len(words),
+        annotated=annotated,
+        pictures=len(where),
+        psnr=fmean(quality),
+        details=details,
+    )
+
+
+def _rebuilt(tokenizer: Tokenizer, picture: np.ndarray, longest: int) -> np.ndarray:
+    """Through the tokenizer with the longer side at `longest` pixels, and back to the picture's own size."""
+    image = Image.fromarray(picture)
+    scale = longest / max(image.size)
+    small = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+    )
+    on_size = fitting(tokenizer.spec, (small.height, small.width))
+    pixels = tokenizer.decode(tokenizer.encode(small, on_size=on_size), dtype=torch.uint8)
+    back = Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy()).resize(image.size, Image.Resampling.BICUBIC)
+    return np.asarray(back)
+
+
+def _crop(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    left, top, right, bottom = box
+    return picture[max(0, top) : max(bottom, top + 1), max(0, left) : max(right, left + 1)]
+
+
+def _planes(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]

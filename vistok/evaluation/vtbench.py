@@ -8,16 +8,23 @@ its range from each batch (`vtbench_ssim`), and LPIPS gets [0, 1] where it expec
 WER counts characters (`vistok.metrics.text`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import log10
+from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vistok.metrics.ssim import VARIANTS, SsimVariant, check, similarity
+from vistok.data.images import is_image_name
+from vistok.errors import InputError
+from vistok.metrics.psnr import psnr
+from vistok.metrics.ssim import VARIANTS, SsimVariant, check, similarity, ssim
+from vistok.metrics.text import character_error_rate, vtbench_word_error_rate, word_error_rate
+from vistok.tokenizer import Tokenizer
 
 SIDE = 256  # at which the released script compares
 
@@ -119,3 +126,104 @@ def batched(pictures: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     """Pictures of one size, stacked in batches of these sizes."""
     stacked = torch.stack(list(pictures))
     return list(stacked.split(list(sizes)))
+
+
+# -- on pictures -------------------------------------------------------------------------------------------------------
+
+# Folder of a task -> which of the three it is. Pictures may lie below it in any depth.
+TASKS = {
+    "task1-imagenet": "reconstruction",
+    "task1-high-resolution": "reconstruction",
+    "task1-varying-resolution": "reconstruction",
+    "task2-detail-preservation": "detail",
+    "task3-movie-posters": "text",
+    "task3-arxiv-abstracts": "text",
+    "task3-multilingual": "text",
+}
+PageReader = Callable[[np.ndarray], str]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task of one tokenizer: values by name. Those with `vtbench_` are the released script's.
+
+    psnr, ssim          means over pictures at the preprocessed size; ssim is torchmetrics' with a range of 1
+    vtbench_psnr, _ssim stretched to 256 pixels, with the released script's ranges
+    cer, wer, vtbench_wer  of what is read in the reconstruction against what is read in the original
+    cer_true, cer_floor    against the known text where it is known: of the reconstruction, and of the original
+    """
+
+    task: str
+    kind: str
+    pictures: int
+    values: dict[str, float]
+
+
+def tasks(folder: Path) -> dict[str, list[Path]]:
+    """The pictures of every task in a folder laid out as DIR/task1-imagenet/.., by the task's name.
+
+    Raises InputError where no task's folder is there, naming them.
+    """
+    found = {name: sorted(p for p in (folder / name).rglob("*") if is_image_name(p)) for name in TASKS}
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found:
+        raise InputError(f"{folder} has no pictures in any of {', '.join(TASKS)}")
+    return found
+
+
+def run_task(
+    tokenizer: Tokenizer,
+    name: str,
+    pictures: Iterable[tuple[Image.Image, str | None]],
+    *,
+    preprocess: Preprocess | None = None,
+    page_reader: PageReader | None = None,
+    batch: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> TaskResult:
+    """Rebuild the pictures of a task, each with its text where that is known, and score them.
+
+    preprocess: as the model is fed, the middle square at its own size by default. page_reader: a picture to its text;
+    without it a text task has no error rates. batch: of `vtbench_ssim`. Raises InputError without pictures.
+    """
+    how = preprocess or Preprocess(min(tokenizer.spec.size), standardize=False)
+    kind = TASKS.get(name, "reconstruction")
+    psnrs, ssims, small, read = [], [], [], []
+    for number, (image, text) in enumerate(pictures):
+        original = how.to_picture(how(image))
+        pixels = tokenizer.decode(tokenizer.encode(original), dtype=torch.uint8)[0].permute(1, 2, 0).cpu().numpy()
+        rebuilt = Image.fromarray(pixels)
+        a, b = (torch.from_numpy(np.asarray(one).copy()).permute(2, 0, 1)[None] for one in (rebuilt, original))
+        psnrs.append(float(psnr(a, b)[0]))
+        ssims.append(float(ssim(a, b, "torchmetrics")[0]))
+        small.append((stretched(rebuilt), stretched(original)))
+        if page_reader is not None and kind == "text":
+            read.append((page_reader(np.asarray(original)), page_reader(pixels), text))
+        if progress is not None:
+            progress(number + 1)
+    if not small:
+        raise InputError(f"no pictures for {name}")
+    whole, batches = SetPsnr(), []
+    for start in range(0, len(small), batch):
+        pair = tuple(torch.stack([pair[side] for pair in small[start : start + batch]]) for side in (0, 1))
+        whole.update(*pair)
+        batches.append(pair)
+    finite = [value for value in psnrs if value != float("inf")]
+    values = {
+        "psnr": fmean(finite) if finite else float("inf"),
+        "ssim": fmean(ssims),
+        "vtbench_psnr": whole.value,
+        "vtbench_ssim": vtbench_ssim(batches),  # type: ignore[arg-type]
+    }
+    if read:
+        seen = [(original, rebuilt) for original, rebuilt, _ in read]
+        values |= {
+            "cer": character_error_rate(seen).value,
+            "wer": word_error_rate(seen).value,
+            "vtbench_wer": vtbench_word_error_rate(seen).value,
+        }
+        known = [(text, original, rebuilt) for original, rebuilt, text in read if text is not None]
+        if known:
+            values["cer_true"] = character_error_rate([(text, rebuilt) for text, _, rebuilt in known]).value
+            values["cer_floor"] = character_error_rate([(text, original) for text, original, _ in known]).value
+    return TaskResult(name, kind, len(small), values)
