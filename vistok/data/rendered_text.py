@@ -23,7 +23,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
     for name, words in {
         "latin": "anchor basket candle dragon engine forest garden harbour island jacket kitchen lantern market needle "
-        "orange planet quarter river silver table umbrella valley window yellow zebra Bridge Castle Doctor Flower Guitar",
+        "orange planet quarter river silver table umbrella valley window yellow zebra Bridge Castle Doctor",
         "accented": "naïve façade Zürich señor crème fjørd garçon übung",
         "numbers": "1024 37.5 2026 $19.99 50% 8-16 +44 100,000",
         "capitals": "EXIT SALE OPEN HOTEL TAXI STOP CAFE MUSEUM",
