@@ -231,7 +231,7 @@ class VAR(Generator):
                 state = self.trunk(x, condition, mask=mask, past=past)[:, -count:]
                 logits, place = self.outputs(state, condition), scale / max(scales - 1, 1)
                 if branches == 2:
-                    logits = guide(logits, 1 + (sampling.guidance - 1) * place)
+                    logits = guide(logits, self.guidance_at(sampling.guidance, place))
                 if more_smooth:
                     weights = self._mixture(logits, place, sampling, noise)
                     codes[:, here], found = weights.argmax(-1), weights @ self.quantizer.table()
@@ -246,6 +246,10 @@ class VAR(Generator):
             if stream is not None:
                 stream(codes[:, :last], f_hat)
         return codes
+
+    def guidance_at(self, guidance: float, place: float) -> float:
+        """The guidance of a scale, `place` of the way from the first (0) to the last (1)."""
+        return 1 + (guidance - 1) * place
 
     def pixels(self, condition: Any = None, *, more_smooth: bool = True, **options: Any) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] of what `generate(condition, ..)` gives, from the sums themselves.
@@ -321,7 +325,7 @@ SMALL = VARConfig(
 
 VARIANTS = {
     "var-cifar10": replace(
-        SMALL, trunk=ScaleTransformerSize(160, 6, 5), scales=(1, 2, 4, 8), codebook_size=512, code_dim=8, phis=1
+        SMALL, trunk=ScaleTransformerSize(112, 6, 2), scales=(1, 2, 4, 8), codebook_size=512, code_dim=8, phis=1
     ),
     **{f"var-d{depth}": _of_depth(depth) for depth in (16, 20, 24, 30)},
     "var-d36": replace(_of_depth(36, shared_condition=True), scales=SCALES_512),
