@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from vistok.errors import ConfigError, MismatchError, UnknownNameError, VistokError
-from vistok.losses.perceptual import PERCEPTUALS, Lpips, build_perceptual
+from vistok.losses.perceptual import PERCEPTUALS, Logits, Lpips, build_perceptual
 from vistok.losses.steerable import filters
 from vistok.nn.convnext import ConvNeXt, ConvNeXtConfig, key_table
 
@@ -46,14 +46,18 @@ def files(tmp_path):
     save_file(
         key_table({"features.0.0.weight": torch.ones(1)}).to_theirs(net.state_dict()), tmp_path / "cn.safetensors"
     )
-    return [tmp_path / "vgg.safetensors", tmp_path / "heads.pth"], tmp_path / "cn.safetensors"
+    save_file(resnet_state(), tmp_path / "resnet.safetensors")
+    lpips = [tmp_path / "vgg.safetensors", tmp_path / "heads.pth"]
+    return lpips, tmp_path / "cn.safetensors", tmp_path / "resnet.safetensors"
 
 
 def build(name, files):
-    lpips, convnext = files
+    lpips, convnext, resnet = files
     if name == "lpips-vgg+convnext":
         return build_perceptual(name, lpips, convnext=convnext)
-    return build_perceptual(name, {"lpips-vgg": lpips, "convnext-logits": convnext}.get(name))
+    return build_perceptual(
+        name, {"lpips-vgg": lpips, "convnext-logits": convnext, "resnet50-logits": resnet}.get(name)
+    )
 
 
 def pictures():
@@ -132,7 +136,7 @@ def test_convnext_in_every_layout():
 
 
 def test_weights_that_do_not_fit_or_are_not_there(files, tmp_path):
-    (backbone, lins), _ = files
+    (backbone, lins), _, _ = files
     with pytest.raises(MismatchError, match="heads"):
         build_perceptual("lpips-vgg", backbone)
     with pytest.raises(MismatchError, match=r"features.0.weight"):
@@ -188,3 +192,69 @@ def test_steerable_texture_term_prefers_misplaced_texture_to_none():
     judge = build_perceptual("steerable", texture=4.0)
     assert judge(other, target) < judge(flat, target)
     assert (other - target).square().mean() > (flat - target).square().mean()
+
+
+def resnet_state():
+    """torchvision's names and shapes, narrow: one block a level but for the second, which has two."""
+    g = torch.Generator().manual_seed(0)
+    state = {}
+
+    def conv_norm(conv, norm, leaving, entering, kernel):
+        state[f"{conv}.weight"] = (
+            torch.randn(leaving, entering, kernel, kernel, generator=g) / (entering * kernel**2) ** 0.5
+        )
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{norm}.{part}"] = torch.rand(leaving, generator=g) + 0.5
+
+    conv_norm("conv1", "bn1", 4, 3, 7)
+    entering = 4
+    for level, depth in enumerate((1, 2, 1, 1)):
+        width = 4 * 2**level
+        for block in range(depth):
+            name = f"layer{level + 1}.{block}"
+            conv_norm(f"{name}.conv1", f"{name}.bn1", width, entering, 1)
+            conv_norm(f"{name}.conv2", f"{name}.bn2", width, width, 3)
+            conv_norm(f"{name}.conv3", f"{name}.bn3", 4 * width, width, 1)
+            if block == 0:
+                conv_norm(f"{name}.downsample.0", f"{name}.downsample.1", 4 * width, entering, 1)
+            entering = 4 * width
+    return state | {"fc.weight": 0.01 * torch.randn(7, entering, generator=g), "fc.bias": torch.randn(7, generator=g)}
+
+
+def test_resnet_logits_against_another_implementation(tmp_path):
+    """Transformers' ResNet with the same weights; with and without the counts of batches that files may have."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    state = resnet_state()
+    config = ResNetConfig(
+        embedding_size=4, hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 1, 1], layer_type="bottleneck", num_labels=7
+    )
+    theirs = ResNetForImageClassification(config).eval()
+    parts = {"convolution.weight": "conv{}.weight"}
+    parts |= {f"normalization.{part}": "bn{}." + part for part in ("weight", "bias", "running_mean", "running_var")}
+    mapped = {}
+    for part, name in parts.items():
+        mapped[f"resnet.embedder.embedder.{part}"] = state[name.format(1)]
+        for level, depth in enumerate((1, 2, 1, 1)):
+            for block in range(depth):
+                mine, other = f"layer{level + 1}.{block}.", f"resnet.encoder.stages.{level}.layers.{block}."
+                for number in range(3):
+                    mapped[f"{other}layer.{number}.{part}"] = state[mine + name.format(number + 1)]
+                if block == 0:
+                    index = "0" if part.startswith("conv") else "1"
+                    mapped[f"{other}shortcut.{part}"] = state[f"{mine}downsample.{index}.{name.split('.')[-1]}"]
+    mapped |= {"classifier.1.weight": state["fc.weight"], "classifier.1.bias": state["fc.bias"]}
+    counts = {key: value for key, value in theirs.state_dict().items() if key.endswith("num_batches_tracked")}
+    theirs.load_state_dict(mapped | counts)
+    torch.save(state | {"bn1.num_batches_tracked": torch.tensor(5)}, tmp_path / "resnet.pth")
+    judge = build_perceptual("resnet50-logits", tmp_path / "resnet.pth", size=64)
+    assert torch.equal(Logits("resnet50", state, size=64).features(pictures()[0]), judge.features(pictures()[0]))
+    target, other = (F.interpolate(x, size=(64, 64)) for x in pictures())
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    with torch.no_grad():
+        expected = [theirs((x - mean) / deviation).logits for x in (target, other)]
+    torch.testing.assert_close(judge.features(target), expected[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(judge(other, target), (expected[0] - expected[1]).square().mean(1), rtol=1e-3, atol=1e-4)
+    with pytest.raises(MismatchError, match="bottleneck"):
+        Logits("resnet50", {"fc.weight": torch.ones(2, 2)})

@@ -19,6 +19,7 @@ PAIRS = {
     "tokenbridge-generator-tiny": "tokenbridge-tiny",
     "binary-latent-diffusion-generator-tiny": "binary-latent-diffusion-tiny",
     "var-generator-tiny": "var-tiny",
+    "maskbit-tiny": "maskbit-tokenizer-tiny",
 }
 
 
@@ -73,7 +74,7 @@ def test_a_run_of_a_generator(name, photos, tmp_path):
     assert Image.open(tmp_path / "run" / "samples" / "step-00000004.png").size == (8 * 34, 2 * 34)
 
 
-@pytest.mark.parametrize("slug", ["fqgan", "tokenbridge", "binary-latent-diffusion", "var"])
+@pytest.mark.parametrize("slug", ["fqgan", "tokenbridge", "binary-latent-diffusion", "var", "maskgit"])
 def test_a_tokenizer_then_its_generator_in_one_recipe(slug, photos, tmp_path):
     small = ["train.steps=2", "train.batch_size=4", "data.validation=2", "data.workers=0", "stages.0.train.steps=2"]
     found = load_recipe(f"{slug}/generator-tiny", [*small, "train.tensorboard=false"])

@@ -6,6 +6,7 @@
 | --- | --- | --- |
 | lpips-vgg, lpips-alex | LPIPS v0.1 (arXiv:1801.03924) | yours or, of VGG, the Hub's |
 | convnext-logits | mean squared difference of a ConvNeXt's logits, at 224 pixels (TiTok) | yours or the Hub's |
+| resnet50-logits | the same of a ResNet-50's (VQGAN+, MaskBit) | yours or the Hub's |
 | lpips-vgg+convnext | (LPIPS + 0.1 logits) / 1.1 (TA-TiTok and one-stage TiTok) | both |
 | steerable | fixed oriented filters at several scales, contrast-normalised | none, no download |
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, MismatchError, UnknownNameError, nearest
 from vistok.losses.frozen import Frozen, at_once
 from vistok.losses.weights import Source, read_weights
-from vistok.nn.convnext import ConvNeXt, config_of, key_table
+from vistok.nn import convnext, resnet
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LPIPS = ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
@@ -34,8 +35,9 @@ HUB: dict[str, tuple[str, ...]] = {
         "chaofengc/IQA-PyTorch-Weights:LPIPS_v0.1_vgg-a78928a0.pth",
     ),
     "convnext-logits": ("timm/convnext_small.fb_in1k:pytorch_model.bin",),
+    "resnet50-logits": ("timm/resnet50.tv_in1k:pytorch_model.bin",),
 }
-PERCEPTUALS = ("lpips-vgg", "lpips-alex", "convnext-logits", "lpips-vgg+convnext", "steerable")
+PERCEPTUALS = ("lpips-vgg", "lpips-alex", "convnext-logits", "resnet50-logits", "lpips-vgg+convnext", "steerable")
 
 
 class Perceptual(Frozen):
@@ -162,18 +164,27 @@ class Lpips(Perceptual):
         )
 
 
-class ConvNeXtLogits(Perceptual):
-    """Mean squared difference of a ConvNeXt's logits, both pictures scaled to 224 x 224 (bilinear, antialiased)."""
+class Logits(Perceptual):
+    """Mean squared difference of a classifier's logits, both pictures scaled to 224 x 224 (bilinear, antialiased).
 
-    def __init__(self, state: dict[str, Tensor], *, size: int = 224) -> None:
+    net   "convnext" or "resnet50", of any sizes, which `state` says
+    """
+
+    def __init__(self, net: str, state: dict[str, Tensor], *, size: int = 224) -> None:
         super().__init__()
+        self.net: nn.Module
         try:
-            ours = key_table(state).to_ours(state)
-            self.net = ConvNeXt(config_of(ours))
-            self.net.load_state_dict(ours)
+            if net == "convnext":
+                ours = convnext.key_table(state).to_ours(state)
+                self.net = convnext.ConvNeXt(convnext.config_of(ours))
+            else:
+                ours = resnet.key_table().to_ours(state)
+                self.net = resnet.ResNet(resnet.config_of(ours))
+            _fill(self.net, ours)
         except (MismatchError, KeyError, RuntimeError, StopIteration) as error:
+            wanted = "a ConvNeXt classifier" if net == "convnext" else "a ResNet of bottleneck blocks"
             raise MismatchError(
-                "convnext-logits needs a ConvNeXt classifier in torchvision's, timm's or transformers' names: "
+                f"{net}-logits needs {wanted} in torchvision's, timm's or transformers' names: "
                 f"{str(error).splitlines()[0]}"
             ) from error
         self.size, self.standard = size, Standardise(IMAGENET)
@@ -188,6 +199,12 @@ class ConvNeXtLogits(Perceptual):
     def compare(self, found: Tensor, wanted: Tensor) -> Tensor:
         """(B,)."""
         return (found - wanted).square().mean(1)
+
+
+def _fill(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """All of `state` into `net`; counts of batches, which older files lack, stay."""
+    counts = {key: value for key, value in net.state_dict().items() if key.endswith("num_batches_tracked")}
+    net.load_state_dict(counts | state)
 
 
 class Combined(Perceptual):
@@ -207,7 +224,7 @@ class Combined(Perceptual):
 def build_perceptual(name: str, weights: Source | Sequence[Source] | None = None, **options: Any) -> Perceptual:
     """The distance `name`. `weights`: paths or `owner/repo:file`, several where backbone and heads are apart.
 
-    options: `signed` (lpips), `size` (convnext-logits), those of `Steerable`; `convnext` gives the combination's second
+    options: `signed` (lpips), `size` (of logits), those of `Steerable`; `convnext` gives the combination's second
     file. Raises UnknownNameError, ConfigError for an option that does not exist, MismatchError for weights of another
     net, VistokError where they cannot be had.
     """
@@ -222,12 +239,14 @@ def build_perceptual(name: str, weights: Source | Sequence[Source] | None = None
                 raise ConfigError("perceptual 'steerable' has no weights")
             return Steerable(**options)
         if name == "lpips-vgg+convnext":
-            convnext = options.pop("convnext", None)
-            parts = [build_perceptual("lpips-vgg", weights, **options), build_perceptual("convnext-logits", convnext)]
+            second = options.pop("convnext", None)
+            parts = [build_perceptual("lpips-vgg", weights, **options), build_perceptual("convnext-logits", second)]
             return Combined(parts, (1.0, 0.1))
         if weights is None and name not in HUB:
             raise ConfigError(f"perceptual {name!r} needs weights=[BACKBONE, HEADS]: no file of it is known on the Hub")
         state = read_weights(weights if weights is not None else HUB[name], f"perceptual {name!r}")
-        return ConvNeXtLogits(state, **options) if name == "convnext-logits" else Lpips(name[6:], state, **options)
+        if name.endswith("-logits"):
+            return Logits(name.removesuffix("-logits"), state, **options)
+        return Lpips(name.removeprefix("lpips-"), state, **options)
     except TypeError as error:
         raise ConfigError(f"perceptual {name!r}: {error}") from error
