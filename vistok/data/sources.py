@@ -151,6 +151,12 @@ def _of_folder(root: Path, max_pixels: int | None) -> Source:
         from vistok.data.tables import DatasetsSource
 
         return DatasetsSource.load_from_disk(root, max_pixels)
+    manifest = root / "manifest.json"
+    if manifest.is_file() and '"vistok_store"' in manifest.read_text(encoding="utf-8", errors="replace")[:200]:
+        raise InputError(
+            f"{root} is a token store: it holds tokens and no pictures. `vistok decode` makes pictures of them, and "
+            "generators train on it"
+        )
     return _of_listing(root, _files_below(root), max_pixels)
 
 

@@ -201,8 +201,9 @@ class TiTokGenerator(Generator):
 
         Vectors: "noise", the squared error of the diffusion head at masked tokens, and "bound", its variational bound.
 
-        `batch` as in `Generator.loss`, with "label" (B,), or "text" (texts or features; "aesthetic" (B,) and
-        "empty_text" where they are not the config's and CLIP's). "masked" bool (B, N) may name the masked tokens.
+        `batch` as in `Generator.loss`, with "label" (B,), or with "text" (texts or features, else a list "caption"),
+        and "aesthetic" (B,) and "empty_text" where they are not the config's and CLIP's. "masked" bool (B, N) may name
+        the masked tokens.
         """
         if isinstance(self.network, VectorNetwork):
             return self._vector_loss(batch, rng)
@@ -240,9 +241,10 @@ class TiTokGenerator(Generator):
         if self.classes is not None:
             labels = self.batch_labels(batch, items)
             return drop_labels(labels, share, self.null, rng) if share else labels
-        if batch.get("text") is None:
-            raise InputError(f"{self.name} learns with texts: the data needs captions (batch['text'])")
-        features = self.text_features(batch["text"], items)
+        text = batch.get("caption") if batch.get("text") is None else batch["text"]
+        if text is None:
+            raise InputError(f"{self.name} learns with texts: the data needs captions (batch['text'] or ['caption'])")
+        features = self.text_features(text, items)
         if share:
             empty = batch.get("empty_text")
             empty = self.text_features("" if empty is None else empty, items)

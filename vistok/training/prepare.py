@@ -3,6 +3,7 @@
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +19,7 @@ from vistok.generator import Generator
 from vistok.quantize import Quantizer
 from vistok.registry import system_of
 from vistok.tokenizer import Tokenizer
+from vistok.tokens import Tokens
 from vistok.training.recipe import ModelSection, Recipe, StageSection
 
 PATIENCE = timedelta(hours=2)  # that the others wait while the main process validates or writes
@@ -83,6 +85,29 @@ def check_tokenizer(recipe: Recipe) -> None:
             f"{section.name} learns the tokens of a tokenizer: set model.tokenizer to the folder of one, such as "
             "RUN/model, or to a name from `vistok list`; or teachers.tokenizer to an earlier stage"
         )
+
+
+def check_stored(recipe: Recipe, made_by: str) -> None:
+    """Raise ConfigError for a model that learns from pictures where the data are the tokens of `made_by`."""
+    section = recipe.model
+    if section.name is not None and not issubclass(system_of(section.name)[0].model, Generator):
+        raise ConfigError(
+            f"the data are a token store (by {made_by!r}), which trains generators; {section.name} learns from "
+            "pictures. Of a recipe with a stage for the tokenizer, stages=[] leaves the generator"
+        )
+
+
+def suit(model: Any, tokens: Tokens) -> None:
+    """Make a generator ready for stored tokens: whoever made them is what it is for.
+
+    Raises ConfigError for another kind of model, MismatchError for tokens of another layout, or of another tokenizer
+    than the one that the generator was made for or was given.
+    """
+    if not isinstance(model, Generator):
+        raise ConfigError(f"{model.name} learns from pictures, and the data are a token store")
+    model.batch_tokens({"tokens": tokens})
+    if model.source is None and tokens.source is not None:
+        model.config = replace(model.config, tokenizer=tokens.source)
 
 
 @torch.no_grad()
@@ -226,7 +251,7 @@ def parts(batch: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
     if count == 1:
         yield batch
         return
-    size = len(batch["pixels"]) // count
+    size = len(next(iter(batch.values()))) // count
     for start in range(0, size * count, size):
         yield {key: value[start : start + size] for key, value in batch.items()}
 

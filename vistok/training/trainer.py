@@ -36,7 +36,7 @@ from torch import Tensor
 import vistok
 from vistok.data.clips import Alternating, ClipLoader, ClipSource
 from vistok.data.loader import PixelLoader
-from vistok.data.sources import open_source
+from vistok.data.token_loader import StoreSource, TokenLoader
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.generator import Generator
 from vistok.registry import system_of
@@ -50,6 +50,7 @@ from vistok.training.prepare import (
     StopSignals,
     accelerator,
     build_model,
+    check_stored,
     check_tokenizer,
     compile_parts,
     config_of,
@@ -57,6 +58,7 @@ from vistok.training.prepare import (
     place,
     recompute,
     start_from,
+    suit,
     teach,
 )
 from vistok.training.recipe import ModelSection, Recipe
@@ -65,7 +67,16 @@ from vistok.training.run import RunFolder
 from vistok.training.sharding import Shards, asked, check_possible
 from vistok.training.step import DivergedError as DivergedError
 from vistok.training.step import Step
-from vistok.training.validation import SHOWN, generated_grid, generator_loss, measure, read_crops, sample_grid, split
+from vistok.training.validation import (
+    SHOWN,
+    generated_grid,
+    generator_loss,
+    measure,
+    open_data,
+    read_held,
+    sample_grid,
+    split,
+)
 
 
 class StoppedError(VistokError, RuntimeError):
@@ -81,7 +92,9 @@ def train(
     overwrite: bool = False,
     console: Any = None,
 ) -> Path:
-    """Train by a recipe on `data` (what `open_source` takes) in the folder `run`. Returns the model folder.
+    """Train by a recipe on `data` in the folder `run`: what `open_source` takes, or for generators a token store.
+
+    Returns the model folder.
 
     `resume` continues a run from its last checkpoint, or begins it if there is none. Progress goes to `console` (rich).
     Raises ConfigError, OutputError, MismatchError before anything is trained; DivergedError when the loss stops being
@@ -102,7 +115,7 @@ class Trainer:
         for _, held in self.stages:
             ends.append(ends[-1] + held.train.steps)
         self.spans, self.total = list(pairwise(ends)), ends[-1]
-        source = open_source(data)
+        source = open_data(data)
         self.source, held_out = split(source, recipe.data.validation)
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
@@ -113,7 +126,10 @@ class Trainer:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.console = console if self.main else None
         for _, held in self.stages:
-            check_tokenizer(held)
+            if isinstance(source, StoreSource):
+                check_stored(held, source.made_by.name)
+            else:
+                check_tokenizer(held)
         self._build(self.stages[0][1].model)
         for _, held in self.stages:  # so that a later stage's mistake shows now
             if held.model.name is not None:
@@ -131,10 +147,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if not self.main:
             self.folder = RunFolder(run, recipe, facts, resume=True)
-        self.held_out = torch.empty(0, 3, recipe.data.size, recipe.data.size, dtype=torch.uint8)
+        self.held: dict[str, Any] = {}  # a batch of held-out items
         if self.main and isinstance(self.model, (Tokenizer, Generator)):
             limit = len(held_out) if held_out else SHOWN
-            self.held_out, self.held_labels = read_crops(held_out or self.source, recipe.data.size, limit)
+            self.held = read_held(held_out or self.source, recipe.data.size, limit)
         self.validates = held_out is not None
         self.resumed = self.folder.latest() if resume else None
         self.step = self.resumed.step if self.resumed else 0  # completed steps, all stages together
@@ -264,6 +280,8 @@ class Trainer:
         self.model = build_model(section).to(self.device)
         if isinstance(self.model, Generator) and len(self.source.classes) == self.model.classes:
             self.model.class_names = tuple(self.source.classes)
+        if isinstance(self.source, StoreSource):
+            suit(self.model, self.source.batch([0])["tokens"])
         if self.settings.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -333,6 +351,8 @@ class Trainer:
             "world": world,
         }
         batch = recipe.train.batch_size
+        if isinstance(self.source, StoreSource):
+            return TokenLoader(self.source, batch_size=batch, seed=self.settings.seed, rank=rank, world=world)
         if data.frames is None:
             return PixelLoader(self.source, batch_size=batch, **options)
         if data.clips is None:
@@ -353,7 +373,10 @@ class Trainer:
 
     def _seeded(self, step: int, everywhere: bool = False) -> torch.Generator:
         seed = step_seed(self.settings.seed, step, 0 if everywhere else self.accelerator.process_index)
-        torch.manual_seed(seed)
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch's own also keeps a stack trace for each accelerator
+        else:
+            torch.manual_seed(seed)
         return torch.Generator(self.device).manual_seed(seed)
 
     @contextmanager
@@ -398,12 +421,10 @@ class Trainer:
 
     def _validate(self) -> None:
         model = self._evaluated()
-        if self.main and len(self.held_out):
+        if self.main and self.held_count:
             generates = isinstance(model, Generator)
-            found = (
-                generator_loss(model, self.held_out, self.held_labels) if generates else measure(model, self.held_out)
-            )
-            self.report.validation(self.step, found, len(self.held_out), "" if generates else " dB")
+            found = generator_loss(model, self.held) if generates else measure(model, self.held["pixels"])
+            self.report.validation(self.step, found, self.held_count, "" if generates else " dB")
             self._keep_best(found, model)
 
     def _keep_best(self, row: dict[str, float], model: Any) -> None:
@@ -421,15 +442,23 @@ class Trainer:
 
     def _sample(self) -> None:
         model = self._evaluated()
-        if self.main and len(self.held_out):
-            grid = generated_grid(model) if isinstance(model, Generator) else sample_grid(model, self.held_out)
-            self.report.samples(self.step, grid)
+        if self.main and isinstance(model, Generator):
+            if model.tokenizer is not None:  # else nobody here can decode what it makes
+                captions = self.held.get("caption", []) if getattr(model.config, "text", None) else []
+                self.report.samples(self.step, generated_grid(model, captions))
+        elif self.main and self.held_count:
+            self.report.samples(self.step, sample_grid(model, self.held["pixels"]))
+
+    @property
+    def held_count(self) -> int:
+        """How many items are held out, or shown where none are."""
+        return len(next(iter(self.held.values()), ()))
 
     def _announce(self) -> None:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         self.report.note(
             f"{self.model.name}: {count / 1e6:.2f} M parameters on {self.device}, {len(self.source)} pictures"
-            + (f", {len(self.held_out)} held out" if self.validates else ", too few to hold any out for validation")
+            + (f", {self.held_count} held out" if self.validates else ", too few to hold any out for validation")
         )
         if self.left:
             self.report.note(f"{self.model.name} {self.left}")
