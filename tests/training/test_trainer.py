@@ -172,7 +172,7 @@ def test_a_process_killed_with_9_resumes_to_the_same_bits(photos, tmp_path):
     file = write_recipe(tmp_path / "recipe.yaml", recipe)
     run = tmp_path / "killed"
     process = subprocess.Popen(command(file, photos, run), env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     while len(checkpoint.steps_in(run / "checkpoints")) < 2 and time.monotonic() < limit:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -195,7 +195,7 @@ def test_a_stop_signal_leaves_a_checkpoint_and_one_line(number, photos, tmp_path
         stdout=subprocess.PIPE,
         text=True,
     )
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     while (not (run / "log.csv").exists() or len(rows(run / "log.csv")) < 3) and time.monotonic() < limit:
         time.sleep(0.02)
     process.send_signal(number)
