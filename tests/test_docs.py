@@ -64,6 +64,7 @@ STANDS_FOR = {
         "binary-latent-diffusion-generator-c64": "binary-latent-diffusion-generator-tiny-free",
     },
     "var": {"var-vae": "var-tiny", "var-d16": "var-generator-tiny"},
+    "maskgit": {"maskbit-tokenizer-14bit": "maskbit-tokenizer-tiny", "maskbit-14bit": "maskbit-tiny"},
 }
 
 
