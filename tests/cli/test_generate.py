@@ -9,6 +9,7 @@ from PIL import Image
 
 import vistok
 from tests.cli.test_main import run
+from vistok import catalogue
 from vistok.cli.generate import asked, file_stem, grid_columns, own_options
 from vistok.errors import InputError, MismatchError, UnknownNameError
 from vistok.pairing import load_generator, save_pair
@@ -187,3 +188,24 @@ def test_tiles():
     assert grid.shape == (3, 10, 12)
     assert grid[:, 5:9, 6:11].min() == 255  # the place left over
     assert grid[:, :4, :5].max() == 0
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+PAIRS = [(one.name, one.tokenizer) for one in catalogue.variants() if one.tokenizer is not None]
+
+
+@pytest.mark.parametrize(("name", "tokenizer"), PAIRS, ids=[name for name, _ in PAIRS])
+def test_the_tokenizer_beside_a_generator_is_one(name, tokenizer):
+    there = catalogue.find(tokenizer)
+    assert catalogue.find(name).role == "generator"
+    assert there.role == "tokenizer"
+    assert there.weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tokenizer"), PAIRS, ids=[name for name, _ in PAIRS])
+def test_the_tokenizer_beside_a_generator_has_its_layout(name, tokenizer):
+    with torch.device("meta"):
+        generator, theirs = vistok.create(name), vistok.create(tokenizer)
+    assert theirs.spec.of(generator.spec.canvas).segments == generator.spec.segments

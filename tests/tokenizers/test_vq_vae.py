@@ -72,9 +72,25 @@ def test_autocast_gives_a_loss_in_full_precision():
     assert all(term.dtype == torch.float32 for term in terms.values())
 
 
-@pytest.mark.parametrize("changes", [{"blocks": (1,)}, {"widths": ()}, {"residual": 0.0}, {"blocks": (0, -1)}])
+def test_scales_are_read_by_a_generator_over_scales():
+    torch.manual_seed(0)
+    tok = vistok.create("vq-vae-small-scales", widths=(16, 16), blocks=(0, 1), codebook_size=32)
+    tokens = tok.encode(torch.rand(2, 3, 32, 32))
+    assert [segment.shape for segment in tokens.segments] == [(1, 1), (2, 2), (4, 4), (8, 8)]
+    assert tok.decode(tokens.prefix(21)).shape == (2, 3, 32, 32)
+    terms = tok.train().loss({"pixels": torch.rand(2, 3, 32, 32)}, 0, torch.Generator())
+    assert set(terms) == {"reconstruction", "commitment", "codebook"}
+    gen = vistok.create("var-generator-tiny", scales=(1, 2, 4, 8), codebook_size=32, code_dim=8)
+    made = gen.attach(tok.eval()).generate(3, count=2)
+    assert tok.decode(made).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"blocks": (1,)}, {"widths": ()}, {"residual": 0.0}, {"blocks": (0, -1)}, {"scales": (1, 4)}],
+)
 def test_impossible_sizes_are_refused(changes):
-    with pytest.raises(ConfigError, match=r"expected|got"):
+    with pytest.raises(ConfigError, match=r"expected|got|scales"):
         VQVAEConfig(**changes)
 
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError
 from vistok.generator import Generator, Known, drop_labels, fixed_spec
-from vistok.keys import Drop, KeyTable, Rename, Rule, State
+from vistok.generators import _maskgit_keys
+from vistok.keys import KeyTable
 from vistok.layout import Segment
 from vistok.losses.masked import masked_cross_entropy
 from vistok.nn.transformer import PostNormBlock
@@ -332,6 +333,21 @@ SMALL = MaskGITConfig(
 )
 
 VARIANTS = {
+    "maskgit-cifar10": replace(
+        SMALL,
+        width=128,
+        layers=6,
+        heads=2,
+        hidden=512,
+        reads="embedding",
+        bits=9,
+        groups=1,
+        prenorm=True,
+        masks="counted",
+        schedule="cosine",
+        unmasked=0.0,
+        sampling=replace(MASKGIT, steps=12, guidance=2.0),
+    ),
     "maskbit-10bit": maskbit(10, 6.4, 10.5, 2.5),
     "maskbit-12bit": maskbit(12, 7.1, 8.2, 3.0),
     "maskbit-14bit": maskbit(14, 7.1, 7.8, 3.0),
@@ -369,68 +385,19 @@ VARIANTS = {
 
 def key_table(config: MaskGITConfig) -> KeyTable:
     """Their state dict to ours, of `LFQBert` ("bits") and `Bert` ("embedding")."""
-    block = "transformer.layers.#"
-    rules: list[Rule] = [
-        Rename("class_emb.weight", "class_table.weight"),
-        Rename("pos_emb", "positions"),
-        Rename("first_layer.0.*", "norm_in.*"),
-        Rename(f"{block}.0.mha.in_proj_weight", "blocks.#.attention.qkv.weight"),
-        Rename(f"{block}.0.mha.in_proj_bias", "blocks.#.attention.qkv.bias"),
-        Rename(f"{block}.0.mha.out_proj.*", "blocks.#.attention.out.*"),
-        Rename(f"{block}.0.norm.*", "blocks.#.norm1.*"),
-        Rename(f"{block}.1.net.0.*", "blocks.#.mlp.expand.*"),
-        Rename(f"{block}.1.net.2.*", "blocks.#.mlp.contract.*"),
-        Rename(f"{block}.1.norm.*", "blocks.#.norm2.*"),
-        Rename("norm_after_transformer.*", "norm_after.*"),
-        Rename("last_layer.0.*", "mix.*"),
-        Rename("last_layer.2.*", "norm_out.*"),
-    ]
-    if config.reads == "embedding":
-        rules.append(Rename("tok_emb_list.#.weight", "read.tables.#.weight"))
-        return KeyTable(*rules, Rename("bias.#", "predict.biases.#"))
-
-    def weights(ours: State) -> dict[str, Tensor]:
-        return {"bits_to_indices": (1 << torch.arange(config.bits // config.groups)).int()}
-
-    rules += [Rename("input_proj.*", "read.project.*"), Rename("prediction_layer.*", "predict.project.*")]
-    return KeyTable(*rules, Drop("bits_to_indices", restore=weights))
+    return _maskgit_keys.key_table(config.reads, config.bits // config.groups)
 
 
 def recognise(state: Mapping[str, Tensor]) -> MaskGITConfig | None:
     """The config of an authors' state dict, from its names and shapes alone; None if it is none of these.
 
-    Heads cannot be seen: they are the published 64 numbers wide. Of as many bits as a published model, its settings.
+    Of as many bits as a published model, its settings of the sampler. Heads are taken to be 64 numbers wide.
     """
-    if "class_emb.weight" not in state or "transformer.layers.0.0.mha.in_proj_weight" not in state:
+    fields = _maskgit_keys.seen(state)
+    if fields is None:
         return None
-    rows, width = state["class_emb.weight"].shape
-    side = int((state["pos_emb"].shape[1] - 1) ** 0.5)
-    if "input_proj.weight" in state:
-        bits = state["input_proj.weight"].shape[1]
-        groups = bits // state["bits_to_indices"].shape[0]
-        base = VARIANTS.get(f"maskbit-{bits}bit", MaskGITConfig(bits=bits))
-    elif "tok_emb_list.0.weight" in state:
-        groups = _count(state, "tok_emb_list.{}.weight")
-        bits = groups * (state["tok_emb_list.0.weight"].shape[0] - 1).bit_length() - groups
-        base = replace(MaskGITConfig(), reads="embedding")
-    else:
-        return None
-    return replace(
-        base,
-        width=width,
-        layers=_count(state, "transformer.layers.{}.0.norm.weight"),
-        heads=max(width // 64, 1),
-        hidden=state["transformer.layers.0.1.net.0.weight"].shape[0],
-        bits=bits,
-        groups=groups,
-        grid=(side, side),
-        prenorm="norm_after_transformer.weight" in state,
-        classes=rows - 1,
-    )
-
-
-def _count(state: Mapping[str, Tensor], key: str) -> int:
-    return next(index for index in range(len(state) + 1) if key.format(index) not in state)
+    known = VARIANTS.get(f"maskbit-{fields['bits']}bit") if fields["reads"] == "bits" else None
+    return replace(known or MaskGITConfig(), **fields)
 
 
 def configure(plain: Mapping[str, Any]) -> MaskGITConfig:
@@ -438,53 +405,7 @@ def configure(plain: Mapping[str, Any]) -> MaskGITConfig:
 
     Raises ConfigError where it is neither.
     """
-    model = plain.get("model", {})
-    net = {**model.get("vq_model", {}), **plain, **model.get("mlm_model", {})}
-    try:
-        stride = net.get("input_stride") or 2 ** (net["num_resolutions"] - 1)
-        side = net.get("img_size") or plain.get("dataset", {}).get("preprocessing", {}).get("resolution", 256)
-        bits = int(net["codebook_size"]).bit_length() - 1
-        if net.get("quantizer_type") == "lookup-free":
-            bits = net["token_size"]
-        losses = plain.get("losses", {}).get("mlm", {})
-        return MaskGITConfig(
-            width=net["hidden_dim"],
-            layers=net["depth"],
-            heads=net["heads"],
-            hidden=net["mlp_dim"],
-            reads="embedding" if "bert" in (net.get("model_cls"), net.get("kind")) else "bits",
-            bits=bits,
-            groups=net.get("codebook_splits", 1),
-            grid=(side // stride, side // stride),
-            factor=stride,
-            dropout=net.get("dropout", 0.1),
-            prenorm=bool(net.get("use_prenorm", False)),
-            classes=net.get("nclass", 1000),
-            class_dropout=net.get("class_label_dropout", 0.1),
-            schedule=net.get("train_mask_schedule_strategy", "arccos"),
-            smoothing=losses.get("label_smoothing", 0.1),
-            sampling=configure_sampling({**net, **plain.get("decode", {})}),
-        )
-    except KeyError as error:
-        raise ConfigError(f"this is no config of MaskBit's generator: it lacks {error}") from error
-
-
-def configure_sampling(plain: Mapping[str, Any]) -> MaskedSampling:
-    """Our sampler's settings from the authors' arguments of `sample`."""
-    annealing = plain.get("guidance_annealing", "none")
-    if annealing not in ("none", "linear", "cosine"):
-        raise ConfigError(f"guidance_annealing {annealing!r}; expected 'none', 'linear' or 'cosine'")
-    anneals = bool(plain.get("use_sampling_annealing", False))
-    return MaskedSampling(
-        guidance=1 + plain.get("guidance_scale", 3.0),
-        temperature=1.0 if anneals else plain.get("softmax_temperature", 1.0),
-        steps=plain.get("num_steps", 12),
-        schedule=plain.get("mask_schedule_strategy", plain.get("gen_mask_schedule_strategy", "arccos")),
-        choice_temperature=plain.get("randomize_temperature", 4.5),
-        temperature_annealing=anneals,
-        guidance_curve="constant" if annealing == "none" else annealing,
-        guidance_power=plain.get("scale_pow", 4.0) if annealing == "cosine" else 1.0,
-    )
+    return MaskGITConfig(**_maskgit_keys.told(plain))
 
 
 SYSTEM = System("maskgit", MaskGIT, MaskGITConfig, VARIANTS, keys=key_table, recognise=recognise, configure=configure)

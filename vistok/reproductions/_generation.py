@@ -13,7 +13,7 @@ How an arm uses it:
     return judged_samples(pixels, labels, context)           # {"fd": .., "accuracy": .., "real_accuracy": ..}
 
 The judge is a small residual network trained from the labels of the training pictures, some 3 minutes of a core for
-83 % of the test pictures. Its pooled features measure the Frechet distance; both are this library's own and compare
+76 % of the test pictures. Its pooled features measure the Frechet distance; both are this library's own and compare
 with no published FID.
 """
 
@@ -65,9 +65,14 @@ class Judge(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pooled features (B, 128), float32."""
-        x = self.stem((pixels * 4 - 2).contiguous(memory_format=torch.channels_last))
-        x = self.middle(x + self.early(x))
-        return (self.skip(x) + self.late(x)).float().mean((2, 3))
+        return self.maps(pixels)[-1].float().mean((2, 3))
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps of four depths, (B, C, h, w), h from 16 to 4."""
+        stem = self.stem((pixels * 4 - 2).contiguous(memory_format=torch.channels_last))
+        early = stem + self.early(stem)
+        middle = self.middle(early)
+        return [stem, early, middle, self.skip(middle) + self.late(middle)]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, 10)."""
@@ -128,6 +133,16 @@ def judged_samples(pixels: Tensor, labels: Tensor, context: "Context") -> dict[s
         "accuracy": float(classes.eq(labels).double().mean()),
         "real_accuracy": float(test["accuracy"]),
     }
+
+
+def distance_to_training(pixels: Tensor, context: "Context") -> float:
+    """Frechet distance of the judge's features to those of 10,000 training pictures: to choose settings by."""
+    judge = shared_judge(context)
+
+    def make() -> dict[str, Tensor]:
+        return {"features": judgements(judge, context.train_pixels(SIDE, 10_000)[0])[0]}
+
+    return frechet_distance(judgements(judge, pixels)[0], shared(context, "train-features", make)["features"])
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ attention, so that it trains in minutes on a CPU, in bf16 above all: the tokeniz
 
 Training: squared error and commitment; the codebook follows the mean of what chose it (appendix A.1), and rows that
 nothing chooses are drawn anew from the batch. "cosine" is ViT-VQGAN's and LlamaGen's choice, codes of unit length.
+
+With `scales` the codes are VAR's instead: token maps of growing size, each refining the sum of those before it.
 """
 
 from collections.abc import Sequence
@@ -24,8 +26,10 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError
 from vistok.layout import Segment, Sizes, TokenSpec
 from vistok.quantize import VectorQuantizer
+from vistok.quantize.multiscale import MultiScaleVectorQuantizer
 from vistok.registry import System
 from vistok.tokenizers._judged import JudgedTokenizer
+from vistok.tokenizers.var import scale_segments
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class VQVAEConfig:
     metric         "l2", or "cosine": vectors of unit length
     beta           weight of the commitment
     decay          of the codebook's moving averages; `restart` is the averaged count below which a row is drawn anew
+    scales         sides of VAR's token maps, the last the latent's; () is one grid. With scales the codebook learns by
+                   gradient and one size of pictures is taken
     resolution     side in pixels that the weights were trained for; any multiple of f is taken
     """
 
@@ -51,6 +57,7 @@ class VQVAEConfig:
     beta: float = 0.25
     decay: float = 0.99
     restart: float = 0.1
+    scales: tuple[int, ...] = ()
     resolution: int = 32
     version: int = 1
 
@@ -59,11 +66,24 @@ class VQVAEConfig:
             raise ConfigError(f"a number of blocks for each width, got widths {self.widths} and blocks {self.blocks}")
         if not 0 < self.residual <= 4:
             raise ConfigError(f"residual={self.residual}; expected a share of the width above 0 and at most 4")
+        if self.scales and self.scales[-1] * self.factor != self.resolution:
+            side = self.resolution // self.factor
+            raise ConfigError(f"scales {self.scales} end at {self.scales[-1]}, the latent at a side of {side}")
 
     @property
     def factor(self) -> int:
         """f: pixels per code, along a side."""
         return 2 ** len(self.widths)
+
+    @property
+    def phis(self) -> int:
+        """Convolutions that refine the maps of `scales`; `ratio` is their share."""
+        return 1
+
+    @property
+    def ratio(self) -> float:
+        """See `phis`."""
+        return 0.5
 
 
 class Residual(nn.Module):
@@ -143,27 +163,35 @@ class VQVAE(JudgedTokenizer):
     config: VQVAEConfig
     encoder: Encoder
     decoder: Decoder
-    quantizer: VectorQuantizer
+    quantizer: VectorQuantizer | MultiScaleVectorQuantizer
 
     def __init__(self, config: VQVAEConfig, name: str | None = None) -> None:
         super().__init__(config, name)
         self.encoder = Encoder(config)
-        self.quantizer = VectorQuantizer(
-            config.code_dim,
-            config.codebook_size,
-            metric=config.metric,
-            learning="ema",
-            commitment=config.beta,
-            decay=config.decay,
-            restart_below=config.restart,
-        )
+        self.quantizer = make_quantizer(config)
         self.decoder = Decoder(config)
-        factor, codes = config.factor, (config.codebook_size,)
-        self.spec = TokenSpec(
-            size=(config.resolution, config.resolution),
-            layout=lambda size: (Segment("grid", (size[0] // factor, size[1] // factor), codes),),
-            sizes=Sizes(multiple=factor, minimum=factor),
-        )
+        side = config.resolution
+        if config.scales:
+            segments = scale_segments(config.scales, config.codebook_size)
+            self.spec = TokenSpec(
+                size=(side, side),
+                layout=lambda size: segments,
+                sizes=Sizes(only=((side, side),)),
+                prefix_rule="segments",
+            )
+        else:
+            factor, codes = config.factor, (config.codebook_size,)
+            self.spec = TokenSpec(
+                size=(side, side),
+                layout=lambda size: (Segment("grid", (size[0] // factor, size[1] // factor), codes),),
+                sizes=Sizes(multiple=factor, minimum=factor),
+            )
+
+    def arrange(self, vectors: Tensor, spec: TokenSpec) -> Tensor:
+        """Rows (B, h w, D) to the map (B, D, h, w); of scales, the rows of their sum."""
+        if isinstance(self.quantizer, MultiScaleVectorQuantizer):
+            return vectors.transpose(1, 2).unflatten(2, self.quantizer.grid)
+        return super().arrange(vectors, spec)
 
     def loss(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Terms for `batch["pixels"]` (B, 3, H, W) in [0, 1]: squared error in [-1, 1], "perceptual" and "adversarial"
@@ -183,6 +211,29 @@ class VQVAE(JudgedTokenizer):
         return terms | quantized.losses
 
 
+def make_quantizer(config: VQVAEConfig) -> VectorQuantizer | MultiScaleVectorQuantizer:
+    """The quantizer of a config."""
+    if config.scales:
+        return MultiScaleVectorQuantizer(
+            config.code_dim,
+            config.codebook_size,
+            config.scales,
+            metric=config.metric,
+            convs=config.phis,
+            ratio=config.ratio,
+            commitment=config.beta,
+        )
+    return VectorQuantizer(
+        config.code_dim,
+        config.codebook_size,
+        metric=config.metric,
+        learning="ema",
+        commitment=config.beta,
+        decay=config.decay,
+        restart_below=config.restart,
+    )
+
+
 # -- variants --------------------------------------------------------------------------------------------------------
 
 PAPER = VQVAEConfig()
@@ -191,6 +242,7 @@ VARIANTS = {
     "vq-vae-32": PAPER,
     "vq-vae-128": replace(PAPER, resolution=128),
     "vq-vae-small": VQVAEConfig(widths=(64, 128), blocks=(1, 2), code_dim=8, metric="cosine"),
+    "vq-vae-small-scales": VQVAEConfig((64, 128), (1, 2), code_dim=8, scales=(1, 2, 4, 8)),
     "vq-vae-tiny": VQVAEConfig(widths=(16, 32), blocks=(0, 1), codebook_size=64, code_dim=8, metric="cosine"),
 }
 
