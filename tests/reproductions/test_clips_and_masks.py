@@ -9,7 +9,7 @@ from tests.data.moving import clips
 from tests.data.pictures import folder
 from vistok.evaluation.reproducing import find_data, reproduce
 from vistok.evaluation.reproduction import find, judged
-from vistok.reproductions import omnitokenizer
+from vistok.reproductions import himtok, omnitokenizer
 
 OMNI = {
     "clips alone": {"clips": 18.0, "photographs": 14.0},
@@ -95,3 +95,97 @@ def test_omnitokenizer_runs_to_the_end(scenes, tmp_path):
     assert set(result["arms"]) == {"clips alone", "images first", "joint"}
     assert {"clips", "moving", "seen clips", "photographs", "codes"} <= result["arms"]["joint"]["numbers"].keys()
     assert result["data"]["clips"]["items"] == 1
+
+
+HIM = {
+    "prefixes": {"iou@4": 0.8, "iou@16": 0.9, "largest fall": 0.002, "box": 0.7, "codes": 120.0},
+    "whole": {"iou@4": 0.5, "iou@16": 0.91, "box": 0.6, "codes": 110.0},
+}
+
+
+def test_himtok_is_judged_clause_by_clause():
+    def verdict(numbers):
+        return judged(find("himtok"), {arm: {0: values, 1: HIM[arm]} for arm, values in numbers.items()})
+
+    assert verdict(HIM)["verdict"] == "shown"
+    for arm, metric, value in (
+        ("prefixes", "iou@4", 0.64),
+        ("prefixes", "iou@16", 0.88),
+        ("prefixes", "largest fall", 0.011),
+        ("prefixes", "box", 0.64),
+        ("prefixes", "codes", 49.0),
+        ("whole", "codes", 49.0),
+    ):
+        worse = {name: dict(values) for name, values in HIM.items()}
+        worse[arm][metric] = value
+        found = verdict(worse)
+        assert found["verdict"] == "not shown"
+        assert sum(not clause["holds"] for clause in found["rule"]) == 1
+
+
+@pytest.fixture
+def meshes(tmp_path, monkeypatch):
+    """Three meshes, few views."""
+    import trimesh
+
+    root = tmp_path / "meshes"
+    root.mkdir()
+    for name, mesh in {
+        "ball": trimesh.creation.icosphere(subdivisions=1),
+        "box": trimesh.creation.box((1, 2, 3)),
+        "spot": trimesh.creation.cylinder(1, 3),
+    }.items():
+        mesh.export(root / f"{name}.obj")
+    monkeypatch.setattr(himtok, "VIEWS", 12)
+    monkeypatch.setattr(himtok, "TEST_VIEWS", 4)
+    monkeypatch.setattr(himtok, "BOX_BATCH", 4)
+    monkeypatch.setattr(himtok, "BOX_STEPS", 2)
+    return tmp_path
+
+
+def test_silhouettes_are_the_same_every_time_and_hold_shapes_out(meshes):
+    data, again = find_data(find("himtok"), meshes), find_data(find("himtok"), meshes)
+    assert data.facts() == again.facts()
+    assert {item.id.split("-")[0] for item in data.train} == {"ball", "box"}
+    assert {item.id.split("-")[0] for item in data.test} == {"spot"}
+    masks = himtok.masks_of(data.train)
+    assert masks.shape == (12, 1, 64, 64)
+    assert masks.unique().tolist() == [0, 1]
+    assert not torch.equal(masks[:4], himtok.masks_of(data.others["new views"]))
+
+
+def test_boxes_fall_into_bins_and_a_reader_learns_them():
+    boxes = torch.tensor([[0, 3, 64, 63]])
+    assert himtok.bins_of(boxes).tolist() == [[0, 0, 15, 15]]
+    torch.manual_seed(0)
+    corners = torch.randint(0, 4, (256, 2)) * 8
+    masks = torch.zeros(256, 1, 64, 64)
+    for row, (top, left) in enumerate(corners.tolist()):
+        masks[row, :, top : top + 32, left : left + 32] = 1
+    told = torch.cat([corners // 8, corners // 8 + 4], 1)  # codes that say where the box is
+    silent = torch.zeros_like(told)
+    quiet = lambda text: None  # noqa: E731
+    monkey = himtok.BOX_STEPS
+    himtok.BOX_STEPS = 60
+    try:
+        good = himtok.boxes_read(told, masks, told, masks, 0, quiet)
+        poor = himtok.boxes_read(silent, masks, silent, masks, 0, quiet)
+    finally:
+        himtok.BOX_STEPS = monkey
+    assert good > poor + 0.2
+
+
+def test_the_baseline_is_always_decoded_whole():
+    import vistok
+
+    rng = torch.Generator().manual_seed(0)
+    assert vistok.create("himtok-whole").lengths(4, rng).tolist() == [16] * 4
+    assert len(set(vistok.create("himtok-silhouettes").lengths(64, rng).tolist())) > 8
+
+
+@pytest.mark.slow
+def test_himtok_runs_to_the_end(meshes, tmp_path):
+    short = replace(find("himtok"), steps=2, batch=4)
+    result = reproduce(short, find_data(short, meshes), tmp_path / "run")
+    assert {"iou@4", "boundary", "new views@4", "box", "codes"} <= result["arms"]["whole"]["numbers"].keys()
+    assert result["data"]["new views"]["items"] == 4
