@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +302,26 @@ def rebuilt(run: Any, tokenizer: Tokenizer) -> dict[str, float]:
     }
 
 
+def ship(run: Run, name: str, folder: Path) -> None:
+    """A generator and its tokenizer in half precision, with the guidance that was chosen, for vistok/weights."""
+    generator, numbers = load_generator(run.root / name), run.noted(f"{name}-numbers")
+    assert numbers is not None
+    guidance = numbers["options"]["guidance"]
+    tokenizer: Any = generator.tokenizer
+    tokenizer.name = "vq-vae-cifar10"
+    tokenizer.half().save(folder / "tokenizer")
+    config = replace(generator.config, tokenizer=None)
+    if hasattr(config, "sampling"):
+        config = replace(config, sampling=replace(config.sampling, guidance=guidance))
+    else:
+        config = replace(config, guidance=guidance)
+    generator.config, generator.name = config, GENERATORS[name][1]
+    generator.half().attach(vistok.load(folder / "tokenizer"))
+    generator.save(folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1e6:.2f} MB")
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -385,11 +405,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time that each generator trains")
     parser.add_argument("--only", nargs="+", choices=list(GENERATORS), default=list(GENERATORS))
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--ship", metavar="FOLDER", type=Path, help="write the generator of --only for the package")
     given = parser.parse_args()
     torch.set_num_threads(1)
     run = Run(given.output, given.data)
     if given.report:
         report(run)
+        return
+    if given.ship is not None:
+        ship(run, given.only[0], given.ship)
         return
     for name in given.only:
         generator = trained(run, name, given.minutes)

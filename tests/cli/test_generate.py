@@ -12,6 +12,7 @@ from tests.cli.test_main import run
 from vistok import catalogue
 from vistok.cli.generate import asked, file_stem, grid_columns, own_options
 from vistok.errors import InputError, MismatchError, UnknownNameError
+from vistok.nn.t5_text import T5Features
 from vistok.pairing import load_generator, save_pair
 from vistok.pixels import from_pil, tiled
 from vistok.tokens import Tokens
@@ -101,6 +102,34 @@ def test_what_is_there_stays(capsys, model, tmp_path):
     assert grid.read_bytes() == b"mine"
     assert run(capsys, *words, "--overwrite")[0] == 0
     assert Image.open(grid).size == (34, 34)
+
+
+def test_prompts_go_to_a_model_that_reads_text(capsys, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    seen = []
+
+    class Reader:
+        def __init__(self, length, device):
+            self.length = length
+
+        def __call__(self, texts):
+            seen.extend(texts)
+            return T5Features(torch.ones(len(texts), self.length, 20))
+
+    monkeypatch.setattr("vistok.nn.t5_text.T5Text", Reader)
+    generator = vistok.create("llamagen-tiny-t2i").attach(vistok.create("vq-vae-tiny"))
+    save_pair(generator, tmp_path / "model")
+    words = ["generate", "-m", str(tmp_path / "model"), "-n", "2"]
+    out = tmp_path / "out"
+    assert run(capsys, *words, "-p", "a red bicycle", "-p", "fog", "-o", str(out))[0] == 0
+    assert seen == ["a red bicycle", "fog"]
+    assert sorted(path.name for path in out.iterdir())[:2] == ["0-a-red-bicycle.png", "0-a-red-bicycle.vtok"]
+    code, _, err = run(capsys, *words, "-o", str(tmp_path / "grid.png"))
+    assert code == 1
+    assert "reads a text: --prompt" in err
+    code, _, err = run(capsys, *words, "-c", "dog", "-o", str(tmp_path / "grid.png"))
+    assert code == 1
+    assert "takes no classes: --prompt" in err
 
 
 def test_a_tokenizer_is_no_generator(capsys, tmp_path):

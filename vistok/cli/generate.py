@@ -75,6 +75,8 @@ def command(
 
     generator = load_generator(model, tokenizer=tokenizer, device=device or best_device())
     conditions = asked(generator, classes or [], prompt or [], count)
+    if prompt:
+        give_text_encoder(generator)
     began = time.perf_counter()
     images = _generate(generator, conditions, count, seed, settings, batch_size, output, as_grid, columns)
     seconds = time.perf_counter() - began
@@ -174,6 +176,15 @@ def class_of(generator: "Generator", word: str) -> int:
 def takes_text(generator: "Generator") -> bool:
     """Whether a model without classes reads a text."""
     return generator.classes is None and hasattr(generator, "attach_text")
+
+
+def give_text_encoder(generator: "Generator") -> None:
+    """LlamaGen is handed what reads its text: the published T5, unless something was. Others have their own."""
+    if generator.system == "llamagen":
+        from vistok.nn.t5_text import T5Text
+
+        config: Any = generator.config
+        generator.attach_text(T5Text(length=config.text[0], device=generator.device))  # type: ignore[operator]
 
 
 def own_options(words: Sequence[str]) -> dict[str, Any]:
