@@ -15,6 +15,7 @@ from vistok.data.token_loader import StoreSource, is_store
 from vistok.errors import InputError, VistokError
 from vistok.generator import Generator
 from vistok.metrics.psnr import psnr
+from vistok.pixels import tiled
 
 SHOWN = 8  # pictures in a grid
 AT_ONCE = 8  # pictures per call of the model
@@ -150,7 +151,7 @@ def generated_grid(generator: Generator, captions: Sequence[str] = ()) -> Tensor
     tokens = generator.generate(conditions, count=2 * count)
     told: dict[str, Any] = {"text": conditions or ""} if "text" in generator.tokenizer.spec.needs.decode else {}
     pictures = generator.tokenizer.decode(tokens, dtype=torch.uint8, **told)
-    return _framed(pictures.cpu().unflatten(0, (2, count)))
+    return tiled(pictures.cpu(), count)
 
 
 def sample_grid(tokenizer: Any, pixels: Tensor) -> Tensor:
@@ -161,12 +162,7 @@ def sample_grid(tokenizer: Any, pixels: Tensor) -> Tensor:
     for length in _lengths(tokenizer, batch, tokens):
         shorter = tokens if length == tokens.length else tokens.prefix(length)
         rows.append(tokenizer.decode(shorter, dtype=torch.uint8).cpu())
-    return _framed(torch.stack(rows).expand(-1, -1, 3, -1, -1))
-
-
-def _framed(rows: Tensor) -> Tensor:
-    framed = torch.nn.functional.pad(rows, (0, 2, 0, 2), value=255)  # (rows, n, 3, S + 2, S + 2)
-    return framed.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
+    return tiled(torch.cat(rows).expand(-1, 3, -1, -1), len(batch))
 
 
 def _lengths(tokenizer: Any, batch: Tensor, tokens: Any) -> list[int]:
