@@ -22,9 +22,9 @@ from torch import Tensor
 from vistok import catalogue, registry
 from vistok.errors import InputError
 from vistok.generator import Generator
-from vistok.reducer import Context, Reducer
 from vistok.generators.titok import TiTokGenerator
 from vistok.nn.clip_text import TextFeatures
+from vistok.reducer import Context, Reducer
 from vistok.tokenizer import Tokenizer
 
 ROLES = ("tokenizer", "generator", "reducer")

@@ -212,9 +212,14 @@ class _Block(_StandIn):
     def __call__(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         applied = self.applied
         assert isinstance(applied, AppliedToBlocks)
-        masks = [*args, options.get("attention_mask"), options.get("attn_mask"), options.get("mask")]
-        if any(isinstance(mask, Tensor) for mask in masks) or options.get("is_causal"):
-            raise InputError(f"{applied.reducer.name} changes which tokens there are; a mask over them cannot follow")
+        given = [*args, *options.values()]
+        if any(isinstance(one, Tensor) or (isinstance(one, tuple) and one) for one in given) or options.get(
+            "is_causal"
+        ):
+            raise InputError(
+                f"{applied.reducer.name} changes which tokens there are; a mask over them, or rotary positions, that "
+                f"this {type(self.site.block).__name__} is given cannot follow"
+            )
         if self.first:
             applied.plan(x.shape[1])  # raises for a plan that does not fit
             applied.run = applied._fresh()

@@ -40,9 +40,18 @@ class Layout:
     gains: tuple[str, str] = ("", "")
     drops: tuple[str, str] = ("", "")
     norms: tuple[str, str] = ("", "")
-    foreign: tuple[str, ...] = ()  # parts that would make it another block
+    foreign: tuple[str, ...] = ()  # parts that would make it another block, beside FIXED
 
 
+# What makes a block one in which tokens have fixed neighbours or positions, in whatever layout.
+FIXED = (
+    *("window_size", "shift_size", "lambda_1"),
+    *(
+        f"{owner}.{name}"
+        for owner in ("attn", "attention", "attention.attention", "self_attn")
+        for name in ("relative_position_bias_table", "relative_position_bias", "rel_pos_h", "rope", "gate", "sr")
+    ),
+)
 _SPLIT = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 LAYOUTS = (
     Layout(
@@ -66,7 +75,6 @@ LAYOUTS = (
         gains=("ls1", "ls2"),
         drops=("drop_path1", "drop_path2"),
         norms=("attn.q_norm", "attn.k_norm"),
-        foreign=("attn.relative_position_bias_table", "attn.rope", "attn.gate", "attn.sr", "attn.rel_pos_h"),
     ),
     Layout(
         "transformers ViT",
@@ -243,7 +251,7 @@ def find_layout(block: nn.Module) -> Layout | None:
         site = BlockSite(block, layout)
         needed = (layout.norm1, layout.norm2, *layout.qkv, layout.out, layout.mlp)
         if all(isinstance(site.part(path), nn.Module) for path in needed) and site.part(layout.heads) is not None:
-            if any(site.part(path) is not None for path in layout.foreign):
+            if any(site.part(path) is not None for path in (*layout.foreign, *FIXED)):
                 continue
             scaled = layout.gains[0] and site.part(layout.gains[0]) is not None
             if layout.name == "transformers DINOv2" and not scaled:
