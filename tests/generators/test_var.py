@@ -68,6 +68,8 @@ def test_whole_scales_that_are_known_stay_and_the_rest_follows(model):
     hook.remove()
     assert torch.equal(again.codes, whole.codes)
     assert seen == [1 + 4 + 9 + 25, 64]  # what is known is read in one pass, with the next scale
+    mixed = model.generate([3, 1], seed=2, known=whole.prefix([5, 39]))
+    assert torch.equal(mixed.codes, whole.codes)
     complete = model.generate([3, 1], seed=7, known=whole)
     assert torch.equal(complete.codes, whole.codes)
     other = model.generate([3, 1], seed=7, known=whole.prefix(14))
