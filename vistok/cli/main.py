@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("vistok.cli.eval", "Measure a tokenizer on pictures: PSNR, SSIM, codebook usage, speed."),
     "compare": ("vistok.cli.compare", "Tokenizers and codecs side by side on your pictures, as a page."),
     "bench": ("vistok.cli.bench", "The field's benchmarks of tokenizers."),
+    "app": ("vistok.cli.app", "A page on this machine to look at tokenizers with."),
     "explain": ("vistok.cli.explain", "Why the numbers of two results differ, term by term."),
     "convert": ("vistok.cli.convert", "The authors' checkpoint to a model folder."),
 }
