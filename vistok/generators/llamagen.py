@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import isqrt
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError, InputError
 from vistok.generator import Generator, Known, drop_labels, fixed_spec, known_prefix
+from vistok.generators import _llama
 from vistok.generators._llamagen_keys import block_rules, count_blocks, size_of_args, sized
 from vistok.keys import Drop, KeyTable, Rename
 from vistok.layout import Segment
@@ -190,12 +192,17 @@ class LlamaGen(Generator):
 
     def rotation(self) -> Rotation:
         """Rotation of the condition and of all places."""
-        config, head = self.config, self.config.trunk.head
+        return self.rotation_of(self.config, self.device)
+
+    @staticmethod
+    def rotation_of(config: LlamaGenConfig, device: torch.device | None = None) -> Rotation:
+        """The rotation of a model of this config."""
+        head = config.trunk.head
         if config.positions == "1d":
-            length = config.prefix + self.vocabulary.length
-            return rotation_1d(length, head, base=config.base, device=self.device)
+            places = sum(segment.count * len(segment.codebooks) for segment in config.segments)
+            return rotation_1d(config.prefix + places, head, base=config.base, device=device)
         rows, columns = config.segments[0].shape
-        return prefixed_rotation(config.prefix, rows, columns, head, base=config.base, device=self.device)
+        return prefixed_rotation(config.prefix, rows, columns, head, base=config.base, device=device)
 
     def visible(self, condition: Condition, length: int) -> Tensor | None:
         """Who sees whom among `length` positions, bool (B, 1, n, n); None where that is all before, and itself.
@@ -220,6 +227,25 @@ class LlamaGen(Generator):
         """Teacher-forced logits (B, M, V) of codes (B, N[, C]), over the whole vocabulary."""
         ids = self.vocabulary.ids(codes)
         return self.output(self.features(ids[:, :-1], condition)[:, self.config.prefix - 1 :])
+
+    # -- as a Llama of transformers ------------------------------------------------------------------------------
+
+    def to_llama(self, *, custom_positions: bool = False) -> Any:
+        """A `transformers.LlamaForCausalLM` with the same logits; see `vistok.generators._llama`.
+
+        `custom_positions` allows one whose rotary embedding is ours, where positions are 2D. Raises ConfigError where
+        there is no such Llama, MissingExtraError without transformers.
+        """
+        return _llama.to_llama(self, custom_positions)
+
+    def save_llama(self, folder: str | Path, *, custom_positions: bool = False) -> None:
+        """Write `to_llama` as a folder that transformers loads. Raises OutputError where it exists."""
+        _llama.save_llama(self, folder, custom_positions)
+
+    @classmethod
+    def from_llama(cls, source: Any, config: LlamaGenConfig | None = None) -> "LlamaGen":
+        """A LlamaGen from a `LlamaForCausalLM` or a folder of one; of a foreign one, `config` says what its ids are."""
+        return _llama.from_llama(cls, source, config)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -358,6 +384,9 @@ PUBLISHED = {
     "llamagen-t2i-xl-512": replace(TEXT, segments=GRID_32, size=512),
 }
 VARIANTS = PUBLISHED | {
+    "llamagen-cifar10": replace(
+        TINY, trunk=GPTSize(128, 6, 2, hidden=352, dropout=0.0), segments=(Segment("grid", (8, 8), (512,)),)
+    ),
     "llamagen-tiny": TINY,
     "llamagen-tiny-1d": replace(TINY, positions="1d", trunk=replace(TINY.trunk, kv_heads=2)),
     "llamagen-tiny-t2i": replace(TINY, classes=None, text=(6, 20), guidance=3.0, top_k=32),
