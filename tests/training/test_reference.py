@@ -183,6 +183,25 @@ def test_healthy_runs_stay_in_the_band(tmp_path, monkeypatch):
     assert left <= 4
 
 
+def test_stages_lend_each_other_nothing(tmp_path):
+    """Losses of a hundred and of one: the second's band is its own, and the interval on the border is left out."""
+    plain = make(train__steps=190).plain() | {"stages": [{"name": "a"}, {"name": "b", "train": {"steps": 210}}]}
+    runs = [tmp_path / str(seed) for seed in range(3)]
+    for seed, run in enumerate(runs):
+        run.mkdir()
+        plain["train"]["seed"] = seed
+        (run / "recipe.yaml").write_text(yaml.safe_dump(plain))
+        (run / "run.json").write_text(json.dumps(SAME))
+        losses = [(step, (100.0 if step <= 190 else 1.0) * (1 + 0.1 * seed)) for step in range(1, 401)]
+        (run / "log.csv").write_text("step,loss\n" + "".join(f"{step},{loss}\n" for step, loss in losses))
+    points = record("x", runs, tmp_path / "x.json").points
+    assert [point.step for point in points] == [step for step in range(20, 401, 20) if step != 200]
+    for point in points:
+        size = 110 if point.step <= 190 else 1.1
+        assert point.loss == pytest.approx(size)
+        assert point.high - point.low == pytest.approx(2 * 6 * 0.1 * size / 1.1)
+
+
 def test_runs_that_cannot_make_a_curve(recorded, photos, tmp_path):
     with pytest.raises(InputError, match="different seeds"):
         record("x", [recorded / "run-0", recorded / "run-0"], tmp_path / "x.json")

@@ -5,12 +5,15 @@
 
 A point of a curve is the mean loss over an interval of steps. The band around it is 3 + 6 / (seeds - 1) standard
 deviations between seeds wide on each side, pooled over a point and its neighbours, and at least 1 % of the loss: so few
-seeds tell their deviation badly, and a healthy run should leave the band once in a hundred runs or less.
+seeds tell their deviation badly, and a healthy run should leave the band once in a hundred runs or less. Losses of two
+stages have nothing in common: neighbours are of the same stage, and an interval that two stages share is no point.
 Settings that do not change what is learnt, such as the seed or how often a row is logged, may differ.
 """
 
+import bisect
 import csv
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -144,7 +147,9 @@ def record(name: str, runs: Sequence[Path], path: Path) -> Curve:
     total, log_every = recipes[0].total_steps, recipes[0].train.log_every
     every = max(1, round(total / POINTS / log_every)) * log_every
     series = [_points(_losses(run / "log.csv"), every) for run in runs]
-    steps = sorted(set.intersection(*(set(points) for points in series)))
+    ends = list(itertools.accumulate(held.train.steps for _, held in recipes[0].resolved()))
+    stages = {step: bisect.bisect_left(ends, step) for step in set.intersection(*(set(points) for points in series))}
+    steps = sorted(step for step, stage in stages.items() if bisect.bisect_right(ends, step - every) == stage)
     if len(steps) < 2:
         raise InputError(f"runs of {total} steps that log every {log_every} leave no curve; log more often")
     means = [math.fsum(points[step] for points in series) / len(series) for step in steps]
@@ -155,7 +160,8 @@ def record(name: str, runs: Sequence[Path], path: Path) -> Curve:
     deviations = 3 + 6 / (len(series) - 1)
     points = []
     for index, (step, mean) in enumerate(zip(steps, means, strict=True)):
-        near = variances[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1]
+        around = range(max(0, index - NEIGHBOURS), min(len(steps), index + NEIGHBOURS + 1))
+        near = [variances[other] for other in around if stages[steps[other]] == stages[step]]
         half = max(LEAST * abs(mean), deviations * math.sqrt(math.fsum(near) / len(near)))
         points.append(Point(step, *(float(f"{value:.5g}") for value in (mean, mean - half, mean + half))))
     data = {"items": facts[0]["items"], "fingerprint": facts[0]["fingerprint"]}
