@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from vistok.evaluation.language import Language
     from vistok.evaluation.tokbench import TokBench
 
-BENCHMARKS = ("tokbench", "vtbench", "language")
+BENCHMARKS = ("tokbench", "vtbench", "language", "speed")
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="tokbench, vtbench or language.")],
+    name: Annotated[str, typer.Argument(help="tokbench, vtbench, language or speed.")],
     model: Annotated[
         list[str] | None, typer.Option("-m", "--model", help="Name or folder, several if repeated; default: ours.")
     ] = None,
@@ -29,13 +29,15 @@ def command(
     ] = "256",
     reader: Annotated[str, typer.Option(help="Reads words: rapidocr, or package.module:function.")] = "rapidocr",
     faces: Annotated[str | None, typer.Option(help="TokBench: embeds faces, package.module:function.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="speed: with torch.compile too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Run a benchmark on tokenizers.
 
     tokbench: how much of text and faces survives, by size (arXiv:2505.18142). vtbench: reconstruction, detail and text
     preservation (arXiv:2505.13439). language: Zipf, Heaps, entropy, compression and order of the codes, beside English
-    and beside controls (arXiv:2411.05001).
+    and beside controls (arXiv:2411.05001). speed: images, megapixels and tokens a second, and memory, by batch and
+    precision, on random pictures.
 
     --data takes the published folders (docs/metrics.md), or photographs, on which words are then written. Without it
     tokbench and vtbench take photographs that come with scikit-image.
@@ -58,6 +60,8 @@ def command(
             emit_json({"benchmark": name, "results": [one.plain() for one in scores]})
         else:
             _show_tokbench(scores)
+    elif name == "speed":
+        _speed(models, size, compiled, as_json)
     else:
         found = _vtbench(models, data, limit, reader)
         if as_json:
@@ -136,6 +140,51 @@ def _show_tokbench(found: "list[TokBench]") -> None:
         f"{first.pictures} pictures at {first.setting} pixels; {first.words} of {first.annotated} words are read right"
     )
     output().print(f"{told} on the originals and count", soft_wrap=True)
+
+
+# -- speed -----------------------------------------------------------------------------------------------------------
+
+
+def _speed(models: list[Any], size: int | None, compiled: bool, as_json: bool) -> None:
+    from rich.table import Table
+
+    from vistok.cli.loading import load_tokenizer
+    from vistok.evaluation.speed import board, speed
+
+    rows = []
+    for model in models:
+        tokenizer = load_tokenizer(model)
+        with console().status(tokenizer.name) as status:
+            rows += speed(
+                tokenizer,
+                size=size,
+                compiled=(False, True) if compiled else (False,),
+                progress=lambda told, name=tokenizer.name: status.update(f"{name}: {told}"),  # type: ignore[misc]
+            )
+    if as_json:
+        emit_json({"benchmark": "speed", **board(rows)})
+        return
+    table = Table(box=None, pad_edge=False)
+    columns = ("batch", "size", "dtype", "encode images/s", "decode images/s", "Mpx/s", "tokens/s", "peak MB")
+    for column in ("", *columns):
+        table.add_column(column, justify="left" if column in ("", "dtype") else "right")
+    for row in rows:
+        both = 1 / (1 / row.encode_megapixels + 1 / row.decode_megapixels)
+        table.add_row(
+            row.model + (", compiled" if row.compiled else ""),
+            str(row.batch),
+            str(row.size),
+            row.dtype,
+            f"{row.encode_images:.3g}",
+            f"{row.decode_images:.3g}",
+            f"{both:.3g}",
+            f"{row.encode_tokens:.3g}",
+            "-" if row.memory_mb is None else f"{row.memory_mb:.0f}",
+        )
+    output().print(table)
+    for row in rows:
+        for doubt in row.doubts:
+            console().print(f"doubtful: {row.model}, {row.dtype}: {doubt}", markup=False)
 
 
 # -- vtbench -----------------------------------------------------------------------------------------------------------
