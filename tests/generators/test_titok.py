@@ -145,6 +145,8 @@ def test_options_and_conditions_that_do_not_fit_are_told():
     for wrong in ({"steps": 0}, {"diffusion_steps": 0}, {"diffusion_steps": 1001}, {"aesthetic": 11.0}):
         with pytest.raises(InputError, match=next(iter(wrong)).replace("_", " ")):
             vectors.generate(features(1), empty=EMPTY, **wrong)
+    with pytest.raises(InputError, match="for codes"):
+        vectors.generate(features(1), empty=EMPTY, top_k=3)
     for wrong in (3, [1, 2], {"a": 1}):
         with pytest.raises(InputError, match="generates from texts"):
             text.generate(wrong, count=2)

@@ -18,6 +18,7 @@ PAIRS = {
     "fqgan-far-tiny": "fqgan-tiny",
     "tokenbridge-generator-tiny": "tokenbridge-tiny",
     "binary-latent-diffusion-generator-tiny": "binary-latent-diffusion-tiny",
+    "titok-generator-tiny": "titok-tiny-vq",
     "var-generator-tiny": "var-tiny",
     "maskbit-tiny": "maskbit-tokenizer-tiny",
 }
@@ -125,7 +126,7 @@ def test_what_a_recipe_of_a_generator_must_say(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-SLUGS = ("fqgan", "tokenbridge", "binary-latent-diffusion")
+SLUGS = ("fqgan", "tokenbridge", "binary-latent-diffusion", "titok")
 RECIPES = [path for slug in SLUGS for path in sorted((FOLDER / slug).glob("*.yaml"))]
 
 

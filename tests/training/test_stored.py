@@ -12,7 +12,6 @@ import vistok
 from tests.training.test_bad_input import main
 from tests.training.test_generators import recipe
 from vistok.data.sources import open_source
-from vistok.data.token_loader import StoreSource, TokenLoader
 from vistok.errors import ConfigError, FormatError, InputError, MismatchError
 from vistok.scale.encode import EncodeOptions, encode_source
 from vistok.training.recipe import check
@@ -44,36 +43,6 @@ def stored(photos, tmp_path_factory):
     """A store of TiTok's codes, its tokenizer, and the folder of both."""
     folder = tmp_path_factory.mktemp("stores")
     return (*make_store(photos, folder, "titok-tiny-vq"), folder)
-
-
-def test_batches_are_rows_in_an_order_of_their_own(stored):
-    store, tok, _ = stored
-    loader = TokenLoader(StoreSource(store), batch_size=6, seed=3)
-    seen = [name for step in range(4) for name in loader.batch(step)["id"]]
-    assert sorted(seen) == sorted(loader.source.store.ids)
-    batch = loader.batch(2)
-    again = next(TokenLoader(StoreSource(store), batch_size=6, seed=3).batches(2))
-    assert batch["id"] == again["id"]
-    assert batch["tokens"].equal(again["tokens"])
-    halves = [TokenLoader(StoreSource(store), batch_size=6, seed=3, rank=rank, world=2).batch(2) for rank in (0, 1)]
-    assert [name for half in halves for name in half["id"]] == batch["id"]
-    place = loader.source.store.ids.index(batch["id"][0])
-    assert torch.equal(batch["tokens"].codes[0], loader.source.store[place].tokens.codes[0])
-    assert batch["label"].tolist() == [int(name.startswith("cat")) for name in batch["id"]]
-    assert batch["tokens"].source.weights == tok.fingerprint
-    with pytest.raises(InputError, match="world=4"):
-        TokenLoader(StoreSource(store), batch_size=6, world=4)
-
-
-def test_some_rows_are_a_source_of_their_own(stored):
-    whole = StoreSource(stored[0])
-    part = whole.chosen([5, 2, 9])
-    assert len(part) == 3
-    assert part.batch([1])["id"] == [whole.store.ids[2]]
-    assert part.fingerprint != whole.fingerprint
-    assert part.chosen([2]).batch([0])["id"] == [whole.store.ids[9]]
-    with pytest.raises(InputError, match="token store"):
-        part[0]
 
 
 def test_a_store_teaches_what_the_pixels_would(stored, photos, tmp_path):

@@ -98,18 +98,19 @@ class StoreSource(Source):
         segments, length = first.segments, sum(segment.count for segment in first.segments)
         parts, ids, labels, captions = [], [], [], []
         for rows in store.batches(AT_ONCE):
-            tokens = rows.tokens
-            if not isinstance(tokens, Tokens) or tokens.segments != segments:
+            each = [rows.tokens] if isinstance(rows.tokens, Tokens) else rows.tokens
+            if any(tokens.segments != segments for tokens in each):
                 raise InputError(
                     f"{store.path} holds tokens of several layouts, a generator learns one: encode pictures of one size"
                 )
-            short = (tokens.lengths < length).nonzero()
-            if len(short):
-                row = int(short[0])
+            lengths = torch.cat([tokens.lengths for tokens in each])
+            if int(lengths.min()) < length:
+                row = int((lengths < length).nonzero()[0])
                 raise InputError(
-                    f"{store.path}: {rows.ids[row]} has {int(tokens.lengths[row])} of {length} tokens; a generator "
-                    "learns whole sequences: encode without a prefix"
+                    f"{store.path}: {rows.ids[row]} has {int(lengths[row])} of {length} tokens; a generator learns "
+                    "whole sequences: encode without a prefix"
                 )
+            tokens = each[0]  # all rows, where none is shorter or of another layout
             kind = code_type(segments) if tokens.codes is not None else np.float32
             parts.append(tokens.data.float().numpy() if kind == np.float32 else tokens.data.numpy().astype(kind))
             ids += rows.ids

@@ -233,7 +233,7 @@ class TiTokGenerator(Generator):
         t = torch.randint(len(self.diffusion), (len(targets),), generator=rng, device=rng.device).to(targets.device)
         noise = torch.randn(targets.shape, generator=rng, device=rng.device).to(targets)
         head = self.network.head
-        error, bound = self.diffusion.terms(lambda x, steps: head(x, steps, z), targets, noise, t)
+        error, bound = self.diffusion.to(targets.device).terms(lambda x, steps: head(x, steps, z), targets, noise, t)
         return {"noise": error.mean(), "bound": bound.mean()}
 
     def _batch_condition(self, batch: dict[str, Any], items: int, rng: torch.Generator) -> Any:
@@ -336,7 +336,10 @@ class TiTokGenerator(Generator):
         """Vectors (B, N, C): positions in an order of each item's own; guidance grows as they are done."""
         network, items, length, dim = self.network, len(seeds), self.spec.length, self.config.token_dim
         assert isinstance(network, VectorNetwork)
-        schedule, branches = self.diffusion.respaced(diffusion_steps), 1 if sampling.guidance == 1 else 2
+        if sampling.top_k or sampling.top_p < 1:
+            raise InputError(f"{self.name} draws vectors: top_k and top_p are for codes")
+        schedule = self.diffusion.respaced(diffusion_steps).to(self.device)
+        branches = 1 if sampling.guidance == 1 else 2
         stream = ItemNoise(seeds, self.device)
         scores, noises = stream.uniforms(length), stream.normals(diffusion_steps, length, dim).to(self.dtype)
         vectors = torch.zeros(items, length, dim, dtype=self.dtype, device=self.device)

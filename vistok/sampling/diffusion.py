@@ -60,6 +60,12 @@ class Diffusion:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def to(self, device: torch.device | str) -> "Diffusion":
+        """The tables on another device."""
+        moved = Diffusion(self.kept, self.steps.to(device))
+        object.__setattr__(moved, "_tables", {name: table.to(device) for name, table in self._tables.items()})
+        return moved
+
     def noised(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of data and noise (M, ..) at indices t (M,)."""
         return self._at("root", t, data) * data + self._at("rest", t, data) * noise
@@ -67,7 +73,7 @@ class Diffusion:
     def terms(self, model: Denoiser, data: Tensor, noise: Tensor, t: Tensor) -> Terms:
         """Training terms of data (M, ..) with this noise at indices t (M,). The bound trains the variance alone."""
         x = self.noised(data, noise, t)
-        predicted, v = model(x, self.steps.to(t.device)[t])
+        predicted, v = model(x, self.steps[t])
         error = (noise - predicted).square().flatten(1).mean(1)
         true_mean = self._mean(data, x, t)
         mean = self._mean(self._data(x, predicted.detach(), t), x, t)
@@ -91,7 +97,7 @@ class Diffusion:
         x = start
         for done, index in enumerate(range(len(self) - 1, -1, -1)):
             t = torch.full((len(x),), index, dtype=torch.long, device=x.device)
-            predicted, v = model(x, self.steps.to(x.device)[t])
+            predicted, v = model(x, self.steps[t])
             mean = self._mean(self._data(x, predicted, t), x, t)
             if index == 0:
                 return mean
@@ -106,7 +112,7 @@ class Diffusion:
             raise InputError(f"diffusion steps={count}; expected a whole number of 1 to {total}")
         stride = (total - 1) / (count - 1) if count > 1 else 1.0
         chosen = torch.tensor([round(stride * index) for index in range(count)])
-        return Diffusion(self.kept[chosen], self.steps[chosen])
+        return Diffusion(self.kept[chosen], self.steps[chosen.to(self.steps.device)]).to(self.steps.device)
 
     def _data(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return self._at("inverse", t, x) * x - self._at("excess", t, x) * noise
@@ -119,7 +125,7 @@ class Diffusion:
         return share * self._at("high", t, v) + (1 - share) * self._at("low", t, v)
 
     def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        table = self._tables[name].to(like.device)[t]
+        table = self._tables[name][t]
         return table.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
