@@ -65,7 +65,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """What a code is drawn with, (.., K): softmax of logits / temperature over what top-k and top-p leave."""
     scaled = logits.float() / max(sampling.temperature, 1e-5)
     if 0 < sampling.top_k < logits.shape[-1]:
-        smallest = scaled.topk(sampling.top_k, -1).values[..., -1:]
+        smallest = scaled.topk(sampling.top_k, -1, sorted=False).values.amin(-1, keepdim=True)
         scaled = scaled.masked_fill(scaled < smallest, -torch.inf)
     if sampling.top_p < 1:
         ordered, index = scaled.sort(-1, descending=True)
