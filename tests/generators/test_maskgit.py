@@ -9,7 +9,8 @@ import vistok
 from tests.golden import draw_weights
 from vistok import checkpoints
 from vistok.errors import ConfigError, InputError, MismatchError
-from vistok.generators.maskgit import SMALL, VARIANTS, MaskGIT, configure, configure_sampling, key_table
+from vistok.generators._maskgit_keys import sampling as configure_sampling
+from vistok.generators.maskgit import SMALL, VARIANTS, MaskGIT, configure, key_table
 from vistok.sampling.masked import MaskedSampling
 from vistok.tokens import Tokens
 
