@@ -149,3 +149,18 @@ def test_a_saved_generator_knows_its_tokenizer(dice, tmp_path):
 
     dice.attach(Toy(ToyConfig(only=((16, 16),))))
     assert from_plain(DiceConfig, to_plain(dice.config)) == dice.config
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("guidance", (-0.1, float("nan"), float("inf"))),
+        ("temperature", (-0.1, float("nan"), float("inf"))),
+        ("top_k", (-1, 1.5)),
+        ("top_p", (0.0, 1.1, float("nan"))),
+    ],
+)
+def test_settings_out_of_range_are_told_by_name(dice, option, values):
+    for value in values:
+        with pytest.raises(InputError, match=f"{option}=.*expected"):
+            dice.generate(0, **{option: value})

@@ -126,6 +126,19 @@ def test_what_a_recipe_of_a_generator_must_say(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_data_without_what_a_generator_learns_with_leave_no_run_behind(photos, tmp_path):
+    vistok.create("fqgan-tiny").save(tmp_path / "tok")
+    model = {"name": "fqgan-far-tiny", "tokenizer": str(tmp_path / "tok")}
+    with pytest.raises(ConfigError, match="bird has no labels"):
+        train(recipe(model), photos / "bird", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"2 classes and fqgan-far-tiny knows 1: model\.classes=2"):
+        train(recipe(model | {"classes": 1}), photos, tmp_path / "run")
+    vistok.create("titok-tiny-vq").save(tmp_path / "titok")
+    with pytest.raises(ConfigError, match="no captions"):
+        train(recipe({"name": "maskgen-tiny-vq", "tokenizer": str(tmp_path / "titok")}), photos, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 SLUGS = ("fqgan", "tokenbridge", "binary-latent-diffusion", "titok")
 RECIPES = [path for slug in SLUGS for path in sorted((FOLDER / slug).glob("*.yaml"))]
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vistok
 from vistok.config import from_plain, to_plain
+from vistok.data.items import Source
 from vistok.errors import ConfigError, MissingExtraError, nearest
 from vistok.generator import Generator
 from vistok.quantize import Quantizer
@@ -85,6 +86,27 @@ def check_tokenizer(recipe: Recipe) -> None:
             f"{section.name} learns the tokens of a tokenizer: set model.tokenizer to the folder of one, such as "
             "RUN/model, or to a name from `vistok list`; or teachers.tokenizer to an earlier stage"
         )
+
+
+def check_conditions(recipe: Recipe, source: Source) -> None:
+    """Raise ConfigError for a generator of classes or texts whose data have none, or more classes than it knows."""
+    section = recipe.model
+    if section.name is None or not issubclass(system_of(section.name)[0].model, Generator):
+        return
+    config = config_of(section)
+    classes, text = getattr(config, "classes", None), getattr(config, "text", None)
+    if classes and not source.labelled:
+        raise ConfigError(
+            f"{section.name} learns with classes, and {source.name} has no labels; expected pictures in a folder for "
+            "each class, or files with labels"
+        )
+    if classes and len(source.classes) > classes:
+        raise ConfigError(
+            f"{source.name} has {len(source.classes)} classes and {section.name} knows {classes}: "
+            f"model.classes={len(source.classes)}"
+        )
+    if text and not source.captioned:
+        raise ConfigError(f"{section.name} learns with texts, and {source.name} has no captions")
 
 
 def check_stored(recipe: Recipe, made_by: str) -> None:

@@ -50,6 +50,7 @@ from vistok.training.prepare import (
     StopSignals,
     accelerator,
     build_model,
+    check_conditions,
     check_stored,
     check_tokenizer,
     compile_parts,
@@ -126,6 +127,7 @@ class Trainer:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.console = console if self.main else None
         for _, held in self.stages:
+            check_conditions(held, source)
             if isinstance(source, StoreSource):
                 check_stored(held, source.made_by.name)
             else:
