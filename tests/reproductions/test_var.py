@@ -13,7 +13,7 @@ from vistok.evaluation.reproduction import find, judged
 from vistok.generators.var import VAR
 from vistok.registry import create
 from vistok.reproductions import _generation, var
-from vistok.reproductions.var import CONFIG, Raster, SmallScales, seconds
+from vistok.reproductions.var import CONFIG, Raster, seconds
 
 GOOD = {"scales": {"ms_alone": 10.0, "fd": 1.0}, "raster": {"ms_alone": 100.0, "fd": 1.0}}
 BAD = [("scales", "ms_alone", 25.0), ("scales", "fd", 1.1)]
@@ -72,17 +72,16 @@ def test_both_have_the_same_size(raster):
     assert find("var").steps_of("raster") * 64 == pytest.approx(find("var").steps_of("scales") * 85, rel=0.01)
 
 
-def test_the_tokenizer_of_scales_has_the_rivals_networks():
-    ours, plain = create("small-scales"), create("vq-vae-small", codebook_size=512, code_dim=8)
-    assert isinstance(ours, SmallScales)
+def test_the_tokenizers_have_the_same_networks():
+    ours = create("vq-vae-small-scales", codebook_size=512, code_dim=8, restart=1.0)
+    plain = create("vq-vae-small", codebook_size=512, code_dim=8)
     shapes = [
         [tuple(value.shape) for part in (model.encoder, model.decoder) for value in part.parameters()]
         for model in (ours, plain)
     ]
     assert shapes[0] == shapes[1]
-    tokens = ours.encode(torch.rand(2, 3, 32, 32))
-    assert ours.decode(tokens).shape == (2, 3, 32, 32)
-    assert set(ours.loss({"pixels": torch.rand(2, 3, 32, 32)}, 0, torch.Generator())) >= {"codebook", "commitment"}
+    assert ours.quantizer.scales == tuple((side, side) for side in CONFIG.scales)
+    assert ours.quantizer.restart_below == 1.0
     assert seconds(VAR(CONFIG).attach(ours), 2, 2) > 0
 
 

@@ -20,9 +20,7 @@ from vistok.generator import Generator, fixed_spec
 from vistok.generators.var import VAR, VARConfig
 from vistok.layout import Segment
 from vistok.metrics.frechet import frechet_distance
-from vistok.nn.cnn import CNNConfig
 from vistok.nn.scale_transformer import ScaleTransformerSize
-from vistok.registry import System, register
 from vistok.reproductions._generation import (
     CODES,
     GRID,
@@ -38,32 +36,12 @@ from vistok.reproductions._generation import (
 )
 from vistok.reproductions._small import fit, shared
 from vistok.tokenizer import Tokenizer
-from vistok.tokenizers.var import VARTokenizer, VARTokenizerConfig
-from vistok.tokenizers.vq_vae import VARIANTS as PLAIN
-from vistok.tokenizers.vq_vae import Decoder, Encoder
 
 SCALES, DIM = (1, 2, 4, 8), 8
 TOKENIZER_STEPS, JUDGE_STEPS = 400, 400
 GUIDANCES, TRIED, SAMPLES, REAL = (1.0, 1.5, 2.0), 500, 1000, 10_000
 SIZE = ScaleTransformerSize(64, 4, 4, drop_path=0.0)
 TIMED, AT_ONCE = 20, 32
-
-
-class SmallScales(VARTokenizer):
-    """VAR's quantizer between the networks of `vq-vae-small`."""
-
-    system = "small-scales"
-
-    def __init__(self, config: VARTokenizerConfig, name: str | None = None) -> None:
-        super().__init__(config, name)
-        networks = replace(PLAIN["vq-vae-small"], code_dim=DIM)
-        self.encoder, self.decoder = Encoder(networks), Decoder(networks)  # type: ignore[assignment]
-
-
-TOKENIZER = VARTokenizerConfig(
-    CNNConfig(width=32, multipliers=(1, 1, 1), blocks=1, latent_dim=DIM), SCALES, CODES, restart=1.0
-)
-register(System("small-scales", SmallScales, VARTokenizerConfig, {"small-scales": TOKENIZER}))
 
 
 class Rows(nn.Module):
@@ -140,7 +118,8 @@ def arm(seed: int, context: Context, *, raster: bool) -> dict[str, float]:
     if raster:
         tokenizer, codes = small_tokenizer(context, TOKENIZER_STEPS, code_dim=DIM), "codes-raster"
     else:
-        tokenizer, codes = small_tokenizer(context, TOKENIZER_STEPS, "small-scales"), "codes-scales"
+        tokenizer = small_tokenizer(context, TOKENIZER_STEPS, "vq-vae-small-scales", code_dim=DIM, restart=1.0)
+        codes = "codes-scales"
     found = training_codes(context, tokenizer, codes)
     torch.manual_seed(seed)
     generator = (Raster if raster else VAR)(CONFIG).attach(tokenizer)

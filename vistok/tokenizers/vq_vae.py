@@ -222,6 +222,8 @@ def make_quantizer(config: VQVAEConfig) -> VectorQuantizer | MultiScaleVectorQua
             convs=config.phis,
             ratio=config.ratio,
             commitment=config.beta,
+            decay=config.decay,
+            restart_below=config.restart,
         )
     return VectorQuantizer(
         config.code_dim,
@@ -242,7 +244,7 @@ VARIANTS = {
     "vq-vae-32": PAPER,
     "vq-vae-128": replace(PAPER, resolution=128),
     "vq-vae-small": VQVAEConfig(widths=(64, 128), blocks=(1, 2), code_dim=8, metric="cosine"),
-    "vq-vae-small-scales": VQVAEConfig((64, 128), (1, 2), code_dim=8, scales=(1, 2, 4, 8)),
+    "vq-vae-small-scales": VQVAEConfig((64, 128), (1, 2), code_dim=8, scales=(1, 2, 4, 8), restart=0.0),
     "vq-vae-tiny": VQVAEConfig(widths=(16, 32), blocks=(0, 1), codebook_size=64, code_dim=8, metric="cosine"),
 }
 
