@@ -170,12 +170,19 @@ def test_recomputed_blocks_give_the_same_numbers(photos, tmp_path):  # noqa: F81
 @pytest.mark.slow
 def test_a_compiled_model_trains_and_its_file_knows_nothing_of_it(photos, tmp_path):  # noqa: F811
     paths = [
-        train(make("titok-tiny-vq", train={"steps": 4, "compile": compiles}), photos, tmp_path / str(compiles))
+        train(
+            make("titok-tiny-vq", train={"steps": 4, "log_every": 1, "compile": compiles}),
+            photos,
+            tmp_path / str(compiles),
+        )
         for compiles in (False, True)
     ]
     plain, compiled = (vistok.load(str(path)).state_dict() for path in paths)
     assert plain.keys() == compiled.keys()
-    assert all(torch.allclose(plain[name].float(), compiled[name].float(), atol=1e-4) for name in plain)
+    # weights whose gradient is all rounding move by the learning rate either way, so it is the losses that agree
+    told = [[float(row["loss"]) for row in rows(path.parent / "log.csv")] for path in paths]
+    assert len(told[0]) == 4
+    assert told[1] == pytest.approx(told[0], rel=2e-3)
 
 
 def test_a_machine_without_a_compiler_is_told(photos, tmp_path, monkeypatch):  # noqa: F811
