@@ -88,6 +88,28 @@ def race(name: str) -> str:
     return table(head, lines)
 
 
+def reducers() -> str:
+    """Choosing and merging tokens beside the formulas, as `benchmarks/reducers.py` measured them."""
+    if not (RESULTS / "reducers.json").exists():
+        return "Not run yet."
+    found = result("reducers")
+    lines = [
+        [
+            f"{row['job']}, {row['tokens']:,} tokens of {row['dim']:,}",
+            row["pictures"],
+            f"{row['kept']:,}",
+            f"{row['formula_ms']:.2f}",
+            f"{row['vistok_ms']:.2f}",
+            f"{row['speed']:.2f}x",
+            "yes" if row["same_picks"] else "no",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["", "pictures", "kept", "formula, ms a picture", "vistok, ms", "speed", "same picks"]
+    grown = "; ".join(f"{row['job']} of {row['dim']:,}: {row['times']}x" for row in found["growth"])
+    return table(head, lines) + f"\n\nFrom 576 to 2,880 tokens, where N squared is 25x: {grown}."
+
+
 def reproduction(slug: str) -> str:
     """The result of `vistok reproduce SLUG`: verdict, numbers, rule, and what it ran on."""
     from vistok.evaluation.reproduction import cell, read_result
@@ -135,6 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rate-distortion": rate_distortion,
     "vqgan": lambda: race("vqgan"),
     "titok": lambda: race("titok"),
+    "reducers": reducers,
 }
 
 

@@ -149,3 +149,26 @@ def test_bad_input_is_refused():
         ToMe(ToMeConfig(partition="kth", k=4)).plan(1)
     with pytest.raises(InputError, match="one length"):
         ToMe(ToMeConfig()).reduce(drawn(1, 4, 2), Context(keep=torch.tensor([[True, True, True, False]])))
+
+
+def test_the_tiny_recipe_trains(tmp_path):
+    import yaml
+    from PIL import Image
+
+    from vistok.data.sources import open_source
+    from vistok.inventory import PACKAGE
+    from vistok.training.recipe import check as checked
+    from vistok.training.trainer import train
+
+    rng = torch.Generator().manual_seed(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for index in range(6):
+            picture = torch.randint(0, 256, (32, 32, 3), generator=rng, dtype=torch.uint8).numpy()
+            Image.fromarray(picture).save(tmp_path / "data" / label / f"{index}.png")
+    recipe = yaml.safe_load((PACKAGE / "recipes" / "tome" / "tiny.yaml").read_text())
+    recipe["train"] |= {"steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "tensorboard": False}
+    folder = train(checked(recipe, "tome/tiny"), open_source(tmp_path / "data"), tmp_path / "run")
+    model = vistok.load(folder)
+    assert isinstance(model, ToMe)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
