@@ -198,7 +198,7 @@ REPRODUCTION = Reproduction(
     "length",
     source="arXiv:2503.13026, sections 3.1 and 4.4",
     checked="silhouettes of nine meshes from random views, 64 x 64, tested on two other meshes; 16 tokens. "
-    "Segmentation by a language model, the paper's headline, is not checked. Batches of 32 and 900 steps, to take "
+    "Segmentation by a language model, the paper's headline, is not checked. Batches of 32 and 600 steps, to take "
     "minutes. Silhouettes are easy: boundary IoU is reported too, and IoU on new views of the shapes learnt",
     baseline="whole",
     arms={
@@ -213,7 +213,7 @@ REPRODUCTION = Reproduction(
         Condition("valid: codes in use with prefixes", of("prefixes", "codes"), at_least=50),
         Condition("valid: codes in use, whole", of("whole", "codes"), at_least=50),
     ),
-    steps=900,
+    steps=600,
     batch=32,
     report=("iou@1", "iou@2", "iou@4", "iou@8", "iou@16", "boundary", "new views@4", "new views@16", "box", "codes"),
     train="meshes",

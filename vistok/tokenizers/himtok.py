@@ -36,6 +36,7 @@ from vistok.nn.cnn import CNNConfig, CNNDecoder
 from vistok.nn.patching import unpatchify
 from vistok.nn.query_vit import INIT_STD, GridDecoder, QueryEncoder, ViTSize, causal_queries, initialise
 from vistok.quantize import VectorQuantizer
+from vistok.quantize.entropy import EntropyTerm
 from vistok.registry import System
 from vistok.tokenizer import TokenData, Tokenizer
 from vistok.tokenizers import _titok_keys
@@ -57,6 +58,7 @@ class HiMTokConfig:
     features             channels between the ViT and the CNN
     distort              share of the masks that training dilates or erodes before they are encoded
     edge, dice, bce      weights of the loss: of edges within the squared error, of dice, of the cross-entropy
+    diversity            weight of the entropy term that spreads the codes; the authors have one, at 0
     init_std             of the first weights, as in TiTok: 0.02 at widths of 512 and more, more in narrower models
     """
 
@@ -76,6 +78,7 @@ class HiMTokConfig:
     edge: float = 8.0
     dice: float = 0.5
     bce: float = 2.0
+    diversity: float = 0.0
     init_std: float = INIT_STD
     version: int = 1
 
@@ -154,8 +157,9 @@ class HiMTok(Tokenizer):
         super().__init__(config, name)
         self.encoder = MaskEncoder(config)
         self.quantizer = VectorQuantizer(
-            config.token_dim, config.codebook_size, metric="cosine", transform=True, commitment=config.commitment
-        )
+            config.token_dim, config.codebook_size, metric="cosine", transform=True, commitment=config.commitment,
+            entropy=EntropyTerm(weight=config.diversity) if config.diversity else None,
+        )  # fmt: skip
         self.decoder = MaskDecoder(config)
         segment = Segment("sequence", (config.tokens,), (config.codebook_size,))
         self.spec = TokenSpec(
@@ -222,8 +226,10 @@ class HiMTok(Tokenizer):
 
         "reconstruction" (squared error of every output channel, edges weighted), "dice" and "bce" of the probability
         that decoding gives, each item decoded from a prefix whose length is uniform in 1..N; the quantizer's
-        "commitment" and "codebook". The authors' losses see the first channel alone, which serves where weights start
-        from TiTok's; from scratch the others would never learn, and decoding takes the mean of all.
+        "commitment" and "codebook", and "entropy" with `diversity`.
+
+        The authors' losses see the first channel alone, which serves where weights start from TiTok's; from scratch the
+        others would never learn, and decoding takes the mean of all.
         """
         mask = self.prepare(batch["pixels"])
         seen = distorted(mask, self.config.distort, rng) if self.config.distort else mask
@@ -285,6 +291,7 @@ VARIANTS = {
     "himtok-silhouettes": HiMTokConfig(
         ViTSize(64, 3, 4), ViTSize(64, 3, 4), tokens=16, token_dim=8, codebook_size=256, legacy=False,
         pixel_decoder=None, image_size=64, encoder_patch=8, decoder_patch=8, init_std=NARROW_STD,
+        commitment=0.25, diversity=0.1,
     ),
 }  # fmt: skip
 
