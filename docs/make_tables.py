@@ -88,6 +88,26 @@ def race(name: str) -> str:
     return table(head, lines)
 
 
+def generate() -> str:
+    """Autoregressive generation beside the authors' style, as `benchmarks/generate.py` measured it."""
+    found = result("generate")
+    lines = [
+        [
+            row["name"],
+            f"{row['milliseconds_a_step']:.0f}",
+            f"{row['cpu_milliseconds_a_step']:.0f}",
+            f"{row['speed_over_plain']:.2f}x",
+            f"{row['speed_cpu_over_plain']:.2f}x",
+            f"{row['of_floor']:.2f}",
+            "" if row["name"].startswith("plain") else f"{found['codes_equal'][row['name'].split()[1]]:.1%}",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["", "ms a step", "of processor time", "speed", "by processor time", "of the floor", "greedy codes equal"]
+    told = f"`{found['command']}`, {found['environment']['device']}, a load of {found['load'][0]:.0f} to "
+    return table(head, lines) + f"\n\n{told}{found['load'][1]:.0f} on two cores."
+
+
 def reducers() -> str:
     """Choosing and merging tokens beside the formulas, as `benchmarks/reducers.py` measured them."""
     if not (RESULTS / "reducers.json").exists():
@@ -158,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vqgan": lambda: race("vqgan"),
     "titok": lambda: race("titok"),
     "reducers": reducers,
+    "generate": generate,
 }
 
 
