@@ -96,5 +96,14 @@ def test_impossible_sizes_are_refused(changes):
 
 def test_variants_build():
     for name, config in VARIANTS.items():
+        sides = config.scales or (config.resolution // config.factor,)
         with torch.device("meta"):
-            assert VQVAE(config, name).spec.length == (config.resolution // config.factor) ** 2
+            assert VQVAE(config, name).spec.length == sum(side * side for side in sides)
+
+
+def test_codes_of_scales_can_be_replaced_too():
+    assert VQVAE(VARIANTS["vq-vae-small-scales"]).quantizer.restart_below == 0
+    torch.manual_seed(0)
+    model = vistok.create("vq-vae-small-scales", restart=1.0).train()
+    model.loss({"pixels": torch.rand(4, 3, 32, 32)}, 0, torch.Generator())
+    assert int(model.quantizer.steps) == 1
