@@ -306,6 +306,18 @@ def test_a_narrow_model_that_collapses_is_told_of_its_first_weights(width, cure)
     assert found["codebook-collapse"].override == cure
 
 
+@pytest.mark.parametrize(("commitment", "perplexity", "ill"), [(4e-7, 40, True), (4e-7, 120, False), (4e-4, 40, False)])
+def test_latents_that_are_alike_are_told_though_codes_are_restarted(commitment, perplexity, ill):
+    chart = Chart(make(steps=400))
+    for step in range(10, 401, 10):
+        row = {"step": step, "loss": 5 - step / 1000, "term/commitment": max(1e-3 * 0.96 ** (step - 10), commitment)}
+        use = {"size": 256.0, "seen": 5120.0, "used": 0.6, "perplexity": float(perplexity)}
+        chart.add(row | {f"{key}/quantizer": value for key, value in use.items()})
+    found = [finding for finding in diagnose(chart) if finding.name == "codebook-collapse"]
+    assert bool(found) == ill
+    assert not ill or "alike for all pictures" in found[0].told
+
+
 def test_a_chart_stays_small_and_keeps_its_beginning_and_its_end():
     chart = Chart(make())
     for step in range(1, 5001):

@@ -22,6 +22,8 @@ COLLAPSED = 0.05  # perplexity as a share of the codes: healthy codebooks lie ab
 FALLEN = 0.25  # of its best: a perplexity that has lost three quarters is on its way down
 LOW = 0.12  # but only below an eighth of the codes: fresh VQGANs dip to a sixth of theirs and come back
 WAKING = 1.1  # times what it was three rows ago: a young codebook that fills by itself
+STUCK = 3e-3  # of its largest: latents this near to codes no longer move, whose commitment falls tenfold when sound
+SPARSE = 0.25  # perplexity as a share of the codes, below which such latents are alike and not just well quantized
 UNUSED = 0.6  # share of codes that never occur: young codebooks of sound runs leave up to half of theirs alone
 PER_CODE = 8  # codes counted per code of the codebook before its use is judged: at equal use 0.03 % are unseen
 EXPLODED = 30.0  # times the largest norm of the first half; norms of a sound run vary tenfold at most
@@ -141,6 +143,12 @@ def codebooks(chart: Chart) -> Iterator[Finding]:
         waking = len(before) == AGREE and perplexity[-AGREE:].mean() > WAKING * before.mean()
         tiny = bool((share[-AGREE:] < COLLAPSED).all()) and not waking
         sinking = everything[-SETTLED:].max() < min(LOW, FALLEN * float(everything.max()))
+        commitment = chart.series("term/commitment")
+        alike = (
+            len(commitment) >= SETTLED
+            and commitment[-AGREE:].max() < STUCK * commitment.max()
+            and bool((everything[-AGREE:] < SPARSE).all())
+        )
         override, cure = _codebook_cure(chart)
         evidence = {"perplexity": perplexity[-AGREE:].tolist(), "codes": float(size[-1]), "used": float(used[-1])}
         if tiny or sinking:
@@ -153,6 +161,18 @@ def codebooks(chart: Chart) -> Iterator[Finding]:
                 cure,
                 override,
                 evidence,
+            )
+            continue
+        if alike:
+            yield Finding(
+                "codebook-collapse",
+                name,
+                f"latents lie on their codes (commitment {commitment[-1]:.2g}, from {commitment.max():.2g}) while "
+                f"{name} uses {size[-1]:.0f} as if they were {perplexity[-1]:.3g} {chart.span(AGREE)}: they are alike "
+                "for all pictures, and codes that are restarted only hide it",
+                cure,
+                override,
+                evidence | {"commitment": commitment[-AGREE:].tolist()},
             )
             continue
         counted = used[seen >= PER_CODE * size]
