@@ -92,8 +92,22 @@ def measure_divprune(length: int, dim: int, count: int, rounds: int) -> list[dic
         "formula": lambda: torch.stack([divprune_formula(one, kept) for one in tokens]),
         "vistok": lambda: divprune.select(tokens, kept),
     }
-    same = bool(torch.equal(runs["formula"](), runs["vistok"]()))
-    return [row("divprune: select", length, dim, count, kept, in_turns(runs, rounds), same)]
+    theirs, ours = runs["formula"](), runs["vistok"]()
+    found = row("divprune: select", length, dim, count, kept, in_turns(runs, rounds), bool(torch.equal(theirs, ours)))
+    return [found | {"first_differences": differences(tokens, theirs, ours)}]
+
+
+def differences(tokens: Tensor, theirs: Tensor, ours: Tensor) -> list[dict[str, Any]]:
+    """Where picks part, picture by picture: the step, and by how much the two scores differ in double precision."""
+    found = []
+    for item in (theirs != ours).any(1).nonzero()[:, 0].tolist():
+        step = int((theirs[item] != ours[item]).nonzero()[0])
+        unit = torch.nn.functional.normalize(tokens[item].double(), dim=-1)
+        pair = torch.stack([theirs[item, step], ours[item, step]])
+        apart = 1 - unit[pair] @ unit[theirs[item, :step]].T  # (2, step)
+        gap = float(apart.amin(1).diff().abs()) if step else None
+        found.append({"picture": item, "step": step, "gap": gap})
+    return found
 
 
 def measure_tome(length: int, dim: int, count: int, rounds: int) -> list[dict[str, Any]]:
