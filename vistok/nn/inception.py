@@ -9,6 +9,7 @@ It differs from torchvision's: averages leave the padding out, the last block po
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,8 @@ class MixedC(Branches):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        across, down = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        across: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
+        down: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = ConvNorm(inputs, 192, 1)
         self.branch7x7_1 = ConvNorm(inputs, width, 1)
         self.branch7x7_2 = ConvNorm(width, width, **across)
@@ -150,7 +152,8 @@ class MixedE(nn.Module):
     def __init__(self, inputs: int, by_maximum: bool) -> None:
         super().__init__()
         self.pool = maximum if by_maximum else average
-        across, down = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
+        across: dict[str, Any] = {"kernel": (1, 3), "padding": (0, 1)}
+        down: dict[str, Any] = {"kernel": (3, 1), "padding": (1, 0)}
         self.branch1x1 = ConvNorm(inputs, 320, 1)
         self.branch3x3_1 = ConvNorm(inputs, 384, 1)
         self.branch3x3_2a = ConvNorm(384, 384, **across)
