@@ -121,13 +121,18 @@ def reducers() -> str:
             f"{row['formula_ms']:.2f}",
             f"{row['vistok_ms']:.2f}",
             f"{row['speed']:.2f}x",
-            "yes" if row["same_picks"] else "no",
+            ("yes" if row["same_picks"] else "no")
+            + "".join(f", order from step {one['step']} on, a tie of {one['gap']:.0e}" for one in _ties(row)),
         ]
         for row in found["rows"]
     ]
     head = ["", "pictures", "kept", "formula, ms a picture", "vistok, ms", "speed", "same picks"]
     grown = "; ".join(f"{row['job']} of {row['dim']:,}: {row['times']}x" for row in found["growth"])
     return table(head, lines) + f"\n\nFrom 576 to 2,880 tokens, where N squared is 25x: {grown}."
+
+
+def _ties(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in row.get("first_differences", []) if one["gap"] is not None]
 
 
 def reproduction(slug: str) -> str:
