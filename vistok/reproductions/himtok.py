@@ -132,7 +132,8 @@ def rows_of(count: int, size: int, seed: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def examined(model: HiMTok, masks: Tensor) -> tuple[dict[str, float], Tensor]:
     """IoU at each length, boundary IoU at all tokens, codes in use; and the codes (n, N)."""
-    codes, values = [], {f"iou@{length}": [] for length in LENGTHS} | {"boundary": []}
+    codes: list[Tensor] = []
+    values: dict[str, list[Tensor]] = {f"iou@{length}": [] for length in LENGTHS} | {"boundary": []}
     for part in masks.split(100):
         tokens = model.encode(part)
         assert tokens.codes is not None
