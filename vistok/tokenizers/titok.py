@@ -38,7 +38,7 @@ from vistok.nn.clip_text import clip_text_features
 from vistok.nn.cnn import CNNConfig, CNNDecoder
 from vistok.nn.patching import unpatchify
 from vistok.nn.query_vit import INIT_STD, GridDecoder, QueryEncoder, ViTSize, initialise
-from vistok.quantize import GaussianQuantizer, Quantized, VectorQuantizer
+from vistok.quantize import EntropyTerm, GaussianQuantizer, Quantized, VectorQuantizer
 from vistok.registry import System
 from vistok.tokenizer import TokenData
 from vistok.tokenizers import _titok_keys
@@ -56,7 +56,9 @@ class TiTokConfig:
     tokens, token_dim   N and D
     latent              "vq", or "kl" for continuous tokens
     codebook_size       K; `normalize` compares and gives codes of unit length; `clustering` moves rarely used codes in
-                        training (CVQ); `commitment` weighs the latent's part of the quantizer's loss, as published 0.25
+                        training (CVQ); `commitment` weighs the latent's part of the quantizer's loss, published: 0.25;
+                        `entropy` the term that spreads latents over the codes, which nobody published: small models
+                        need it to wake up
     kl_weight           of the KL divergence in the loss
     legacy              predicts proxy codes instead of pixels, and mixes the encoder's output the way the published
                         two-stage models do
@@ -76,6 +78,7 @@ class TiTokConfig:
     normalize: bool = True
     clustering: bool = False
     commitment: float = 0.25
+    entropy: float = 0.0
     kl_weight: float = 1e-6
     legacy: bool = True
     proxy_codes: int = 1024
@@ -197,6 +200,7 @@ class TiTok(JudgedTokenizer):
                 metric="cosine" if config.normalize else "l2",
                 learning="cvq" if config.clustering else "gradient",
                 commitment=config.commitment,
+                entropy=EntropyTerm(config.entropy) if config.entropy else None,
             )
         self.decoder = ProxyDecoder(config) if config.legacy else PixelHead(config)
         side, cnn = config.image_size, config.pixel_decoder
