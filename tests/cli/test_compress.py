@@ -68,7 +68,7 @@ def test_damage_is_one_line_and_writes_nothing(photo, model, tmp_path, capsys):
         "cut short": data[:-3],
         "followed by 2 other bytes": data + b"ab",
         "damaged": data[:-8] + bytes([data[-8] ^ 16]) + data[-7:],
-        "upgrade": data[:1] + bytes([data[1] + 2]) + data[2:],
+        "upgrade": data[:1] + bytes([data[1] + 3]) + data[2:],
         "not a compressed file": b"\x89PNG",
     }
     for told, content in damaged.items():
