@@ -72,7 +72,7 @@ def test_other_outputs_are_refused_unless_overwritten(tmp_path, store, toy):
 def test_lengths_and_models_that_do_not_fit(tmp_path, store, toy):
     with pytest.raises(InputError, match="do not decode on their own"):
         decode_store(store, toy, tmp_path / "out", length=3)
-    with pytest.raises(InputError, match=r"ends in '\.xyz'"):
+    with pytest.raises(InputError, match=r"no '\.xyz' file"):
         decode_store(store, toy, tmp_path / "out", suffix=".xyz")
     other = vistok.create("toy")
     other.encoder.gain.data.fill_(0.5)
