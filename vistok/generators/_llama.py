@@ -113,7 +113,7 @@ def from_llama(cls: "type[LlamaGen]", source: Any, config: "LlamaGenConfig | Non
     Raises ConfigError for a Llama that LlamaGen cannot be, MismatchError where ids and config do not fit.
     """
     transformers = import_extra("transformers", "models")
-    llama = source if isinstance(source, nn.Module) else transformers.LlamaForCausalLM.from_pretrained(str(source))
+    llama: Any = source if isinstance(source, nn.Module) else transformers.LlamaForCausalLM.from_pretrained(str(source))
     theirs = llama.config
     _check_kind(theirs)
     known = getattr(theirs, FACTS, None)
