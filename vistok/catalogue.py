@@ -18,7 +18,7 @@ from vistok.errors import UnknownNameError, nearest
 
 FOLDER = Path(__file__).parent / "systems"
 DEFAULT_MODEL = "strata"
-DEFAULT_GENERATOR = "maskgit-cifar10"
+DEFAULT_GENERATOR = "llamagen-cifar10"
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,34 @@ def test_tiles():
     assert grid[:, :4, :5].max() == 0
 
 
+# -- the one that ships ------------------------------------------------------------------------------------------------
+
+
+def test_the_generator_that_ships_needs_no_network(capsys, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    grid = tmp_path / "grid.png"
+    code, out, _ = run(capsys, "generate", "--class", "dog", "-n", "16", "-o", str(grid), "--json")
+    assert code == 0
+    assert Image.open(grid).size == (4 * 34, 4 * 34)
+    assert json.loads(out)["tokenizer"] == catalogue.find(catalogue.DEFAULT_GENERATOR).tokenizer
+    code, _, err = run(capsys, "generate", "--class", "dgo", "-o", str(tmp_path / "other.png"))
+    assert code == 1
+    assert "did you mean 'dog'" in err
+
+
+def test_what_ships_is_small_and_knows_its_tokenizer_by_name_too():
+    gen = load_generator()
+    assert len(gen.class_names) == gen.classes == 10
+    assert vistok.load(gen.source.name).fingerprint == gen.source.weights
+    folder = Path(vistok.__file__).parent / "weights" / gen.name
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 8_000_000
+    a, b = gen.generate("dog", count=2, seed=1), gen.generate("ship", count=2, seed=1)
+    assert not torch.equal(a.codes, b.codes)
+
+
 # -- the catalogue -----------------------------------------------------------------------------------------------------
 
 PAIRS = [(one.name, one.tokenizer) for one in catalogue.variants() if one.tokenizer is not None]

@@ -9,6 +9,8 @@ from vistok import catalogue
 from vistok.cli.terminal import console, emit_json, output
 from vistok.errors import nearest
 
+DEFAULTS = (catalogue.DEFAULT_MODEL, catalogue.DEFAULT_GENERATOR)
+
 
 def command(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'titok-*'; a plain word is a prefix.")] = "*",
@@ -46,7 +48,7 @@ def describe(variant: catalogue.Variant) -> dict[str, Any]:
     """A catalogue entry as JSON values; fields that a weight file does not have are left out."""
     plain = asdict(variant)
     plain["weights"] = [{key: value for key, value in file.items() if value is not None} for file in plain["weights"]]
-    return plain | {"commercial_ok": variant.licences.commercial, "default": variant.name == catalogue.DEFAULT_MODEL}
+    return plain | {"commercial_ok": variant.licences.commercial, "default": variant.name in DEFAULTS}
 
 
 def _where(variant: catalogue.Variant) -> str:

@@ -240,10 +240,13 @@ def make_quantizer(config: VQVAEConfig) -> VectorQuantizer | MultiScaleVectorQua
 
 PAPER = VQVAEConfig()
 
+SMALL = VQVAEConfig(widths=(64, 128), blocks=(1, 2), code_dim=8, metric="cosine")
+
 VARIANTS = {
     "vq-vae-32": PAPER,
     "vq-vae-128": replace(PAPER, resolution=128),
-    "vq-vae-small": VQVAEConfig(widths=(64, 128), blocks=(1, 2), code_dim=8, metric="cosine"),
+    "vq-vae-small": SMALL,
+    "vq-vae-cifar10": SMALL,
     "vq-vae-small-scales": VQVAEConfig((64, 128), (1, 2), code_dim=8, scales=(1, 2, 4, 8), restart=0.0),
     "vq-vae-tiny": VQVAEConfig(widths=(16, 32), blocks=(0, 1), codebook_size=64, code_dim=8, metric="cosine"),
 }
