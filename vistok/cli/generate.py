@@ -131,9 +131,10 @@ def _generate(
                 raise InputError(f"{generator.name} makes clips, which no grid shows: give -o a folder")
             for row, one in enumerate(chosen):
                 index = first + row
-                entry = {"seed": seed + index, "condition": _told(generator, one)}
+                name = _told(generator, one)
+                entry: dict[str, Any] = {"seed": seed + index, "condition": name}
                 if not as_grid:
-                    entry |= write_one(output / file_stem(index, count, entry["condition"]), pixels[row], tokens[row])
+                    entry |= write_one(output / file_stem(index, count, name), pixels[row], tokens[row])
                 images.append(entry)
             parts += [pixels] if as_grid else []
             advance(first + len(chosen))

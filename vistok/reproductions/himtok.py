@@ -133,7 +133,7 @@ def rows_of(count: int, size: int, seed: int) -> Iterator[Tensor]:
 def examined(model: HiMTok, masks: Tensor) -> tuple[dict[str, float], Tensor]:
     """IoU at each length, boundary IoU at all tokens, codes in use; and the codes (n, N)."""
     codes: list[Tensor] = []
-    values: dict[str, list[Tensor]] = {f"iou@{length}": [] for length in LENGTHS} | {"boundary": []}
+    values: dict[str, list[Tensor]] = {name: [] for name in (*(f"iou@{length}" for length in LENGTHS), "boundary")}
     for part in masks.split(100):
         tokens = model.encode(part)
         assert tokens.codes is not None
