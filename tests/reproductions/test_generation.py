@@ -83,7 +83,7 @@ def test_arms_share_the_tokenizer_the_codes_and_the_judge(labelled, tmp_path):
     assert small_tokenizer(second, 1, "vq-vae-tiny").fingerprint == tokenizer.fingerprint
     judge = shared_judge(first, 2)
     assert isinstance(judge, Judge)
-    pixels, labels = second.test_pixels(32, 20)
+    pixels, labels = second.test_pixels(32, len(labelled.test))
     numbers = judged_samples(pixels, labels, second)
     assert abs(numbers["fd"]) < 1e-6  # the test pictures themselves
     assert numbers["accuracy"] == numbers["real_accuracy"]

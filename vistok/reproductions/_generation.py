@@ -184,7 +184,8 @@ def encoded(tokenizer: Tokenizer, pixels: Tensor) -> Tensor:
 
 
 def token_batches(found: dict[str, Tensor], size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Batches {"codes", "label"} without end, in an order that the seed decides."""
+    """Batches {"codes", "label"} without end, in an order that the seed decides; all items where they are fewer."""
+    size = min(size, len(found["codes"]))
     rng = torch.Generator().manual_seed(seed)
     while True:
         for rows in torch.randperm(len(found["codes"]), generator=rng).split(size):

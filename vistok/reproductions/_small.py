@@ -66,7 +66,11 @@ class SmallDecoder(nn.Sequential):
 
 
 def batches(pixels: Tensor, labels: Tensor, size: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Batches without end, in an order that the seed decides; pixels float in [0, 1], half of them mirrored."""
+    """Batches without end, in an order that the seed decides; pixels float in [0, 1], half of them mirrored.
+
+    Of fewer pictures than `size` all of them are a batch.
+    """
+    size = min(size, len(pixels))
     rng = torch.Generator().manual_seed(seed)
     while True:
         for rows in torch.randperm(len(pixels), generator=rng).split(size):

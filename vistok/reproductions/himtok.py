@@ -123,7 +123,8 @@ def bins_of(boxes: Tensor) -> Tensor:
 
 
 def rows_of(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Indices of batches without end."""
+    """Indices of batches without end; all of them where they are fewer than `size`."""
+    size = min(size, count)
     rng = torch.Generator().manual_seed(seed)
     while True:
         yield from (rows for rows in torch.randperm(count, generator=rng).split(size) if len(rows) == size)
