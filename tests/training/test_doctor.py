@@ -294,7 +294,7 @@ def test_a_key_that_a_stage_sets_itself_is_named_there(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("width", "cure"), [(64, "model.init_std=0.057"), (512, "optimizer.lr=0.0003")], ids=["narrow", "as published"]
+    ("width", "cure"), [(64, "model.init_std=0.057"), (512, "model.entropy=0.05")], ids=["narrow", "as published"]
 )
 def test_a_narrow_model_that_collapses_is_told_of_its_first_weights(width, cure):
     size = {"width": width, "layers": 1, "heads": 1}

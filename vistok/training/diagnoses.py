@@ -420,16 +420,16 @@ def _codebook_cure(chart: Chart) -> tuple[str, str]:
     fields = _config_fields(chart)
     if fields.get("restart_below") == 0:
         return "model.restart_below=1.0", "let codes that die start again from latents of the batch"
-    for name in ("entropy", "entropy_weight"):
-        if fields.get(name) == 0:
-            return f"model.{name}=0.05", "reward equal use of the codes"
-    if fields.get("codebook") in ("legacy", "plain"):
-        return "model.codebook=cosine", "compare directions instead of distances"
     encoder = fields.get("encoder")
     width = encoder.get("width", INIT_WIDTH) if isinstance(encoder, dict) else INIT_WIDTH
     if fields.get("init_std") == INIT_STD and width < INIT_WIDTH:
         cure = "begin with weights as much wider as the model is narrower, so that codes tell pictures apart"
         return f"model.init_std={INIT_STD * (INIT_WIDTH / width) ** 0.5:.2g}", cure
+    for name in ("entropy", "entropy_weight"):
+        if fields.get(name) == 0:
+            return f"model.{name}=0.05", "reward equal use of the codes"
+    if fields.get("codebook") in ("legacy", "plain"):
+        return "model.codebook=cosine", "compare directions instead of distances"
     return _lower_rate(chart), "lower the learning rate, so that the encoder does not outrun the codebook"
 
 
