@@ -36,7 +36,7 @@ def test_rebuilding(folder):
     model = vistok.load(name)
     wanted = model.decode(model.encode(image), dtype=torch.uint8)[0].permute(1, 2, 0).numpy()
     assert np.array_equal(whole.picture, wanted)
-    lengths = app.prefixes(name, image)
+    lengths = model.spec.at(model.encode(image).canvas[0].coded).prefixes
     assert f"{lengths[-1]} of {lengths[-1]} tokens" in whole.told
     assert f"{lengths[0]} of {lengths[-1]} tokens" in few.told
     with pytest.raises(InputError, match="no edit"):

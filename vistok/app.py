@@ -75,13 +75,6 @@ def prepared(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def prefixes(name: str, image: Image.Image) -> list[int]:
-    """The numbers of tokens that the slider can take for a picture."""
-    model, pixels = tokenizer(name), from_pil(prepared(image))
-    tokens = model.encode(pixels, on_size=fitting(model.spec, _size(pixels)))
-    return list(model.spec.of(tokens.canvas[0]).prefixes)
-
-
 def rebuild(name: str, image: Image.Image, share: float = 1.0, edit: str = EDITS[0], seed: int = 0) -> Rebuilt:
     """Encode, keep a share of the prefixes, edit, decode, and say how well. Raises InputError for an unknown edit."""
     model, pixels = tokenizer(name), from_pil(prepared(image))

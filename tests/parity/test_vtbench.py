@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from tests.parity.cases import Case, assert_close, parametrize
-from vistok.evaluation.vtbench import Preprocess, SetPsnr, batched, stretched, vtbench_ssim
+from vistok.evaluation.vtbench import Preprocess, SetPsnr, stretched, vtbench_ssim
 from vistok.metrics.text import character_error_rate, vtbench_word_error_rate
 
 NAMES = {"target_image_size": "target"}
@@ -35,7 +35,7 @@ def test_preprocessing_and_metrics(case: Case) -> None:
     assert_close(recs, io["resized_reconstruction"], name="resized reconstructions")
     psnr, batches = (
         SetPsnr(),
-        list(zip(batched(recs, config["batches"]), batched(originals, config["batches"]), strict=True)),
+        list(zip(recs.split(config["batches"]), originals.split(config["batches"]), strict=True)),
     )
     for pair in batches:
         psnr.update(*pair)

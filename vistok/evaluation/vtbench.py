@@ -8,7 +8,7 @@ its range from each batch (`vtbench_ssim`), and LPIPS gets [0, 1] where it expec
 WER counts characters (`vistok.metrics.text`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import log10
 from pathlib import Path
@@ -110,22 +110,6 @@ def vtbench_ssim(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         check(rebuilt, original, base.size // 2 + 1)
         values.append(similarity(rebuilt, original, variant)[0].mean(1))
     return float(torch.cat(values).mean())
-
-
-# What each family of models is fed with in the paper.
-FAMILIES: dict[str, Preprocess] = {
-    "512": Preprocess(512),  # Anole, Chameleon, LlamaGen f16
-    "256": Preprocess(256),  # LlamaGen f8, FlowMo, Open-MAGVIT2
-    "256-unit": Preprocess(256, standardize=False),  # MaskBit, BSQ-ViT, TiTok
-    "384-letterbox": Preprocess(384, center_crop=False, padding=True),  # Janus-Pro
-    "1024-letterbox": Preprocess(1024, center_crop=False, padding=True),  # SD3.5, FLUX and other VAEs
-}
-
-
-def batched(pictures: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Pictures of one size, stacked in batches of these sizes."""
-    stacked = torch.stack(list(pictures))
-    return list(stacked.split(list(sizes)))
 
 
 # -- on pictures -------------------------------------------------------------------------------------------------------
