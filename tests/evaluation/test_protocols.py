@@ -121,6 +121,7 @@ def test_explaining(tmp_path, pictures):
     a, b = (read(file) for file in files)
     psnr = explain(a, b)[0]
     assert [term.term for term in psnr.terms] == ["resize", "rounding", "reference", "name"]
+    assert [term.known for term in psnr.terms if term.term == "name"] == [""], "a protocol's name is no model's"
     assert not psnr.comparable
     assert all(one.comparable and not one.terms for one in explain(a, a))
     rungs = ladder(tokenizer, pictures, PROTOCOLS["vistok"], PROTOCOLS["1d-tokenizer"], size=32)

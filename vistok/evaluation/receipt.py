@@ -29,7 +29,6 @@ KNOWN = {
     "extractor": "distances in other features share no scale",
     "extractor weights": "the same network with other weights",
     "weights": "another checkpoint",
-    "name": "another model",
     "tokens": "another prefix length",
 }
 ORDER = (
@@ -76,7 +75,7 @@ class Difference:
     @property
     def known(self) -> str:
         """What is known of its effect, or nothing."""
-        return KNOWN.get(self.term, "")
+        return "another model" if (self.kind, self.term) == ("model", "name") else KNOWN.get(self.term, "")
 
 
 def differences(a: Receipt, b: Receipt) -> list[Difference]:
