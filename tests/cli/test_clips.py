@@ -8,7 +8,7 @@ import torch
 
 import vistok
 from tests.cli.test_main import run
-from tests.data.moving import as_written, clips, cut_short
+from tests.data.moving import assert_written, clips, cut_short
 from tests.data.pictures import folder
 from tests.data.test_store import contents
 from vistok.data.video import read_clip
@@ -69,7 +69,7 @@ def test_compress_and_decompress(root, model, tmp_path, capsys):
     assert (pixels.shape, rate) == ((1, 3, 7, 32, 48), 12.0)
     tok = vistok.load(model)
     wanted = tok.decode(tok.encode(read_clip(root / "00.mp4")[0]), dtype=torch.uint8)
-    assert torch.equal(pixels, as_written(tmp_path / "wanted.mp4", wanted, 12.0))
+    assert_written(tmp_path / "wanted.mp4", pixels, wanted, 12.0)
     code, _, err = run(capsys, "decompress", file, "-o", str(tmp_path / "back.png"), "-m", model)
     assert (code, "holds a clip" in err) == (1, True)
     assert not (tmp_path / "back.png").exists()

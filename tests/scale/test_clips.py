@@ -7,7 +7,7 @@ import torch
 
 import tests.toy  # noqa: F401
 import vistok
-from tests.data.moving import as_written, clips, cut_short, moving
+from tests.data.moving import assert_written, clips, cut_short, moving
 from tests.data.pictures import folder
 from tests.data.test_store import contents
 from vistok.data.sources import open_source
@@ -44,7 +44,7 @@ def test_a_store_holds_what_encode_gives_and_comes_back_as_clips(tmp_path, omni)
         pixels, rate = read_clip(tmp_path / "out" / f"{row:02d}.mp4")
         assert (pixels.shape, rate) == ((1, 3, frames, 32, 48), 12.5)
         wanted = omni.decode(store[row].tokens, dtype=torch.uint8)
-        assert torch.equal(pixels, as_written(tmp_path / "wanted.mp4", wanted, rate))
+        assert_written(tmp_path / "wanted.mp4", pixels, wanted, rate)
     (tmp_path / "out" / "02.mp4").unlink()
     cut_short(tmp_path / "out" / "03.mp4")
     again = decode_store(store, omni, tmp_path / "out")
