@@ -22,7 +22,7 @@ CONFIG = replace(
 )  # fmt: skip
 RECIPE: dict[str, Any] = {
     "data": {"size": 32},
-    "optimizer": {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.99], "weight_decay": 1e-4, "warmup": 50, "final": 0.03},
+    "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 1e-4, "warmup": 50, "final": 0.03},
     "train": {"ema": None},
 }
 

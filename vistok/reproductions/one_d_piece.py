@@ -90,7 +90,7 @@ REPRODUCTION = Reproduction(
         Condition("dB over whole at 8 tokens", difference("psnr@8", "tail drop", minus="whole"), at_least=0.5),
         Condition("dB over whole at all 16", difference("psnr@16", "tail drop", minus="whole"), at_least=-1.0),
     ),
-    steps=1600,
-    batch=16,
+    steps=2500,
+    batch=64,
     report=("psnr@1", "psnr@2", "psnr@4", "psnr@8", "psnr@16", "usage", "change@first", "change@last"),
 )
