@@ -9,6 +9,7 @@ are counted whole, with their headers, as they would lie on a disk.
 """
 
 import io
+import math
 import time
 from dataclasses import dataclass
 from importlib import import_module
@@ -118,15 +119,25 @@ class Ladder:
         return [scale for scale in SCALES if scale == 1 or min(self.image.size) // scale >= SMALLEST_SIDE]
 
     def _highest_quality(self, scale: int, budget: int) -> int | None:
-        low, high = self.codec.qualities
+        """The highest quality whose file fits, sizes taken to grow with quality; None where none does.
+
+        Where the logs of the sizes known so far point to, a few times; then by bisection.
+        """
+        low, above = self.codec.qualities[0], self.codec.qualities[1] + 1
         if len(self._file(scale, low)) > budget:
             return None
-        while low < high:
-            middle = (low + high + 1) // 2
-            if len(self._file(scale, middle)) <= budget:
-                low = middle
-            else:
-                high = middle - 1
+        known = {quality: len(data) for (there, quality), (data, _) in self._files.items() if there == scale}
+        low = max(quality for quality, size in known.items() if size <= budget)
+        above = min((quality for quality in known if quality > low), default=above)
+        guesses = 4
+        while above - low > 1:
+            middle = (low + above) // 2
+            if above in known and guesses:
+                share = math.log(budget / known[low]) / math.log(known[above] / known[low])
+                middle = min(max(low + round(share * (above - low)), low + 1), above - 1)
+                guesses -= 1
+            known[middle] = len(self._file(scale, middle))
+            low, above = (middle, above) if known[middle] <= budget else (low, middle)
         return low
 
     def _file(self, scale: int, quality: int) -> bytes:
