@@ -7,7 +7,8 @@ import vistok
 from tests.golden import draw_weights
 from vistok import checkpoints
 from vistok.errors import ConfigError, InputError
-from vistok.generators.binary_latent_diffusion import key_table, recognise
+from vistok.generators.binary_latent_diffusion import configure, key_table, recognise
+from vistok.nn.t5_text import T5Features
 from vistok.tokens import Tokens
 
 
@@ -36,6 +37,83 @@ def test_a_missing_class_is_an_absent_token(model):
     torch.testing.assert_close(mixed[1], absent[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mixed[0], present[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(present[1], absent[1], atol=1e-4)
+
+
+def reading(place):
+    """A model that reads a text of 24 numbers a position, as a token or by cross-attention."""
+    return vistok.create(
+        "binary-latent-diffusion-generator-tiny-text", text=(1 if place == "token" else 5, 24), text_as=place
+    )
+
+
+@pytest.mark.parametrize("place", ["token", "cross"])
+def test_a_text_is_read_and_its_absence_too(place):
+    torch.manual_seed(0)
+    model = vistok.create(
+        "binary-latent-diffusion-generator-tiny-text", text=(1 if place == "token" else 5, 24), text_as=place
+    )
+    draw_weights(model)
+    length = 1 if place == "token" else 3
+    texts = T5Features(torch.randn(2, length, 24, generator=torch.Generator().manual_seed(1)))
+    bits, t = (torch.rand(2, 16, 16) < 0.5).float(), torch.tensor([3, 9])
+    with torch.no_grad():
+        present, absent = model.denoiser(bits, t, texts), model.denoiser(bits, t)
+        none = T5Features(texts.features, torch.tensor([[True] * length, [False] * length]))
+        mixed = model.denoiser(bits, t, none)
+        longer = T5Features(
+            torch.cat([texts.features, torch.full((2, 2, 24), 9.0)], 1),
+            torch.tensor([[True] * length + [False] * 2] * 2),
+        )
+    torch.testing.assert_close(mixed[0], present[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mixed[1], absent[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(present[1], absent[1], atol=1e-4)
+    if place == "cross":
+        torch.testing.assert_close(model.denoiser(bits, t, longer), present, rtol=1e-4, atol=1e-5)
+    told = model.generate(texts, guidance=2.0, steps=3)
+    assert told.codes.shape == (2, 16, 16)
+    model.attach_text(lambda strings: T5Features(texts.features[: len(strings)]))
+    assert torch.equal(model.generate("a cat", guidance=2.0, steps=3).codes[0], told.codes[0])
+    batch = {"codes": told.codes, "caption": ["a cat", "a dog"]}
+    assert float(model.train().loss(batch, 0, torch.Generator().manual_seed(0))["cross_entropy"].detach()) > 0
+    with pytest.raises(InputError, match="reads"):
+        model.generate(T5Features(torch.randn(1, length, 25)))
+    with pytest.raises(InputError, match="needs captions"):
+        model.loss({"codes": told.codes}, 0, torch.Generator())
+
+
+@pytest.mark.parametrize("place", ["token", "cross"])
+def test_the_text_models_of_the_authors_are_recognised(place):
+    """Their names, where a text is read: a linear map for a token, and three parts more in a block for cross."""
+    model = vistok.create(
+        "binary-latent-diffusion-generator-tiny-text", text=(1 if place == "token" else 5, 24), text_as=place
+    )
+    theirs = key_table(model.config).to_theirs(model.state_dict())
+    wanted = {
+        "token": {"cls_embedding.weight": (64, 24), "cls_embedding.bias": (64,)},
+        "cross": {
+            "blocks.0.cross.query.weight": (64, 64), "blocks.0.cross.kv.weight": (128, 24),
+            "blocks.0.cross.proj.bias": (64,), "blocks.0.cross.null_emb": (1, 1, 24), "blocks.1.ln1_5.weight": (64,),
+            "blocks.1.gamma_1_5": (64,), "blocks.1.gamma_1": (64,),
+        },
+    }[place]  # fmt: skip
+    assert {name: tuple(theirs[f"_denoise_fn.{name}"].shape) for name in wanted} == wanted
+    found = recognise(theirs)
+    assert (found.text_as, found.text[1], found.classes) == (place, 24, None)
+    back = key_table(found).to_ours(theirs)
+    assert set(back) == set(model.state_dict())
+
+
+def test_cross_attention_adds_what_a_hand_computes():
+    torch.manual_seed(0)
+    model = vistok.create("binary-latent-diffusion-generator-tiny-text")
+    draw_weights(model)
+    block, x, text = model.denoiser.blocks[0], torch.randn(1, 5, 64), torch.randn(1, 3, 24)
+    after = x + block.scale1 * block.attention(block.norm1(x))
+    q = block.cross.q(block.norm_cross(after)).view(5, 4, 16)
+    k, v = block.cross.kv(text[0]).view(3, 2, 4, 16).unbind(1)
+    weights = (torch.einsum("nhd,mhd->hnm", q, k) / 4).softmax(-1)
+    after = after + block.scale_cross * block.cross.out(torch.einsum("hnm,mhd->nhd", weights, v).reshape(1, 5, 64))
+    torch.testing.assert_close(block(x, text), after + block.scale2 * block.mlp(block.norm2(after)))
 
 
 def test_known_bits_stay(model):
@@ -105,8 +183,16 @@ def test_an_authors_checkpoint_converts(model, prefix, tmp_path):
     same = {"steps": 4, "temperature": 0.9, "seed": 1}
     assert torch.equal(back.generate([1, 2], **same).codes, model.generate([1, 2], **same).codes)
     assert recognise(theirs).schedule == "linear"
-    with pytest.raises(ConfigError, match="captions"):
-        recognise(theirs | {"_denoise_fn.blocks.0.cross.query.weight": torch.ones(1)})
+
+
+def test_the_text_models_arguments_configure_them():
+    plain = {
+        "codebook_size": 64, "latent_shape": [1, 16, 16], "emb_dim": 256, "bert_n_emb": 768, "bert_n_layers": 24,
+        "bert_n_head": 12, "total_steps": 64, "dataset": "laion", "p_flip": True,
+    }  # fmt: skip
+    token, cross = configure(plain), configure(plain | {"cross": True})
+    assert (token.text_as, token.text, token.classes) == ("token", (1, 768), None)
+    assert (cross.text_as, cross.text, cross.classes) == ("cross", (128, 1024), None)
 
 
 def test_one_evaluation_a_step_both_branches_in_one_batch(model):

@@ -176,7 +176,7 @@ def class_of(generator: "Generator", word: str) -> int:
 
 def takes_text(generator: "Generator") -> bool:
     """Whether a model without classes reads a text."""
-    return generator.classes is None and hasattr(generator, "attach_text")
+    return generator.classes is None and getattr(generator.config, "text", None) is not None
 
 
 def give_text_encoder(generator: "Generator") -> None:

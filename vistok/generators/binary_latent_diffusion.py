@@ -11,10 +11,11 @@ the noisy bits are wrong, not what they should be; 16 to 64 steps are enough.
     training    t drawn from 1..T, bits thrown from q(x_t | x_0), cross-entropy with x_0 xor x_t
     generation  x_T fair coins; down a few of the steps: flips -> P(x_0) -> exact posterior of the next x -> throw
 
-The class, where there is one, is a token at the end that is simply absent when unconditional.
+The class, where there is one, is a token at the end that is simply absent when unconditional. A text is such a token
+too (CLIP's vector), or what every block reads by cross-attention (T5's states; in its absence a learned vector).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt, log
 from typing import Any, Literal
@@ -27,7 +28,10 @@ from vistok.errors import ConfigError, InputError
 from vistok.generator import Generator, Known, fixed_spec
 from vistok.keys import Drop, KeyTable, Rename, Rule
 from vistok.layout import Segment
+from vistok.model import Aside
+from vistok.nn.clip_text import clip_text_condition
 from vistok.nn.positions import sincos_2d
+from vistok.nn.t5_text import Encoder, T5Features, T5Text, as_features
 from vistok.nn.transformer import Block
 from vistok.registry import System
 from vistok.sampling.bernoulli import Schedule, bernoulli_schedule
@@ -50,6 +54,8 @@ class BinaryDiffusionConfig:
     timestep_weight       "mean": all t alike; "weighted": by 1 - (t - 1) / T
     auxiliary             weight of the cross-entropy between predicted and true posterior of the step before
     classes               None without a class; `class_dropout` is drawn once for a batch
+    text                  (positions at most, width) of a text's features, None without
+    text_as               what they are: a "token" at the end, or what is read by "cross" attention
     sample_steps, guidance, temperature    of generation
     tokenizer             whose tokens these are, as far as it is known
     """
@@ -71,6 +77,8 @@ class BinaryDiffusionConfig:
     auxiliary: float = 0.0
     classes: int | None = None
     class_dropout: float = 0.1
+    text: tuple[int, int] | None = None
+    text_as: Literal["token", "cross"] = "token"
     sample_steps: int = 64
     guidance: float = 1.0
     temperature: float = 0.9
@@ -82,6 +90,10 @@ class BinaryDiffusionConfig:
             raise ConfigError(f"sample_steps {self.sample_steps} of {self.steps} steps")
         if self.timestep_weight not in ("mean", "weighted"):
             raise ConfigError(f"timestep_weight {self.timestep_weight!r}; expected 'mean' or 'weighted'")
+        if self.text_as not in ("token", "cross"):
+            raise ConfigError(f"text_as {self.text_as!r}; expected 'token' or 'cross'")
+        if self.classes is not None and self.text is not None:
+            raise ConfigError("a model reads classes or text: set one of classes and text, the other None")
 
     @property
     def positions(self) -> int:
@@ -89,19 +101,26 @@ class BinaryDiffusionConfig:
         return self.grid[0] * self.grid[1]
 
 
+Condition = Tensor | T5Features | None
+
+
 class Denoiser(nn.Module):
-    """Noisy bits, a step and a class to logits."""
+    """Noisy bits, a step and a class or a text to logits."""
 
     def __init__(self, config: BinaryDiffusionConfig) -> None:
         super().__init__()
         width = config.width
+        text = None if config.text is None else config.text[1]
+        crossed = text if config.text_as == "cross" else None
         self.clock = config.clock or config.steps
         self.bit_table = nn.Parameter(0.02 * torch.randn(config.bits, width))
         self.positions = nn.Parameter(sincos_2d(*config.grid, width)[None])
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.class_table = None if config.classes is None else nn.Embedding(config.classes, width)
+        self.text_project = None if text is None or crossed else nn.Linear(text, width)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, layer_scale=1.0, dropout=config.dropout) for _ in range(config.depth)
+            Block(width, config.heads, layer_scale=1.0, dropout=config.dropout, context_width=crossed)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.bits)
@@ -110,24 +129,58 @@ class Denoiser(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+        self.null_text: nn.ParameterList | None = None
+        if crossed:  # one for every block
+            self.null_text = nn.ParameterList(0.01 * torch.randn(1, 1, crossed) for _ in range(config.depth))
 
-    def forward(self, bits: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, bits: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """Logits (B, N, C) of bits (B, N, C), 0 or 1, at steps `t` (B,) in 1..T.
 
-        `labels` (B,), -1 where an item has none; None for no class at all.
+        `condition`: classes (B,), -1 where an item has none; or features of texts, whose mask is empty where an item
+        has none; None where no item has any.
         """
         x = (2 * bits.to(self.positions.dtype) - 1) @ self.bit_table + self.positions
         x = torch.cat([x, self.time_token(t)[:, None]], 1)
+        token, there = self.condition_token(condition)
         mask = None
-        if labels is not None and self.class_table is not None and bool((labels >= 0).any()):
-            x = torch.cat([x, self.class_table(labels.clamp(min=0))[:, None]], 1)
-            if bool((labels < 0).any()):
-                seen = torch.ones(len(x), x.shape[1], dtype=torch.bool, device=x.device)
-                seen[:, -1] = labels >= 0
-                mask = seen[:, None, None]
-        for block in self.blocks:
-            x = block(x, mask=mask)
+        if token is not None:
+            x = torch.cat([x, token[:, None]], 1)
+        if there is not None:
+            seen = torch.ones(len(x), x.shape[1], dtype=torch.bool, device=x.device)
+            seen[:, -1] = there
+            mask = seen[:, None, None]
+        for index, block in enumerate(self.blocks):
+            context, context_mask = self.context(index, condition, len(x))
+            x = block(x, context, mask=mask, context_mask=context_mask)
         return self.head(self.norm(x[:, : bits.shape[1]]))
+
+    def condition_token(self, condition: Condition) -> tuple[Tensor | None, Tensor | None]:
+        """The last token (B, W), or none; and which items have it, bool (B,), None for all."""
+        if condition is None or self.null_text is not None:
+            return None, None
+        if isinstance(condition, T5Features):
+            assert self.text_project is not None
+            told, there = self.text_project(condition.features[:, 0]), condition.present[:, 0]
+        else:
+            assert self.class_table is not None
+            told, there = self.class_table(condition.clamp(min=0)), condition >= 0
+        if not bool(there.any()):
+            return None, None
+        return told, None if bool(there.all()) else there
+
+    def context(self, block: int, condition: Condition, items: int) -> tuple[Tensor | None, Tensor | None]:
+        """What a block's cross-attention reads, (B, L, D), and which of it is there; none without cross-attention."""
+        if self.null_text is None:
+            return None, None
+        null = self.null_text[block]
+        if condition is None:
+            return null.expand(items, -1, -1), None
+        assert isinstance(condition, T5Features)
+        present = condition.present
+        without = ~present.any(1, keepdim=True)  # reads the null vector, which takes its first place
+        features = torch.where(without[..., None], null.to(condition.features), condition.features)
+        present = present | (without & (torch.arange(present.shape[1], device=present.device) == 0))
+        return features, None if bool(present.all()) else present[:, None, None]
 
     def time_token(self, t: Tensor) -> Tensor:
         """(B, W) of steps 1..T."""
@@ -155,6 +208,31 @@ class BinaryDiffusion(Generator):
         self.sampling = Sampling(guidance=config.guidance, temperature=config.temperature)
         segment = Segment("grid", config.grid, (2,) * config.bits)
         self.spec = fixed_spec((segment,), config.grid[0] * config.factor)
+        self._text_encoder = Aside()
+
+    # -- conditions ----------------------------------------------------------------------------------------------
+
+    def attach_text(self, encoder: Encoder) -> "BinaryDiffusion":
+        """Read strings by `encoder`, instead of by the published CLIP or T5. It does not become part of the model."""
+        if self.config.text is None:
+            raise InputError(f"{self.name} takes no text")
+        self._text_encoder.held = encoder
+        return self
+
+    def conditions(self, condition: Any, items: int) -> Any:
+        """Class numbers (B,), or of a model that reads text `T5Features` of strings or of features (B, L, D).
+
+        Raises InputError for what the model does not know.
+        """
+        if self.config.text is None or condition is None:
+            return super().conditions(condition, items)
+        encoder = self._text_encoder.held or (clip_vector if self.config.text_as == "token" else t5_states)
+        told = as_features(condition, encoder, self.name, ("L", self.config.text[1]))
+        if told.features.shape[1] > self.config.text[0]:
+            raise InputError(
+                f"a text of {told.features.shape[1]} positions; {self.name} reads up to {self.config.text[0]}"
+            )
+        return told.to(self.device, self.dtype).expand(items)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -164,11 +242,10 @@ class BinaryDiffusion(Generator):
         Steps and throws are drawn by `rng`, unless the batch holds "t" (B,) in 1..T and "uniform" (B, N, C).
         """
         bits = self.batch_tokens(batch)
-        labels = None
-        if self.classes is not None:
-            labels = self.batch_labels(batch, len(bits))
-            if self.training and float(torch.rand((), generator=rng, device=rng.device)) < self.config.class_dropout:
-                labels = None
+        condition = self.batch_condition(batch, len(bits))
+        if condition is not None and self.training:
+            dropped = float(torch.rand((), generator=rng, device=rng.device)) < self.config.class_dropout
+            condition = None if dropped else condition
         t, uniform = batch.get("t"), batch.get("uniform")
         if t is None:
             t = torch.randint(1, self.config.steps + 1, (len(bits),), generator=rng, device=rng.device)
@@ -176,7 +253,18 @@ class BinaryDiffusion(Generator):
             uniform = torch.rand(bits.shape, generator=rng, device=rng.device)
         t, data = t.to(bits.device), bits.to(self.dtype)
         noisy = (uniform.to(data.device) < self.schedule.marginal(data, t)).to(data.dtype)
-        return self.terms(self.denoiser(noisy, t, labels), data, noisy, t)
+        return self.terms(self.denoiser(noisy, t, condition), data, noisy, t)
+
+    def batch_condition(self, batch: dict[str, Any], items: int) -> Condition:
+        """Classes of batch["label"], or texts of batch["text"], else of batch["caption"]."""
+        if self.classes is not None:
+            return self.batch_labels(batch, items)
+        if self.config.text is None:
+            return None
+        text = batch.get("caption") if batch.get("text") is None else batch["text"]
+        if text is None:
+            raise InputError(f"{self.name} learns with texts: the data needs captions (batch['text'] or ['caption'])")
+        return self.conditions(text, items)
 
     def terms(self, logits: Tensor, data: Tensor, noisy: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Loss terms of logits (B, N, C) for data and noisy bits (B, N, C) at steps t (B,)."""
@@ -225,7 +313,7 @@ class BinaryDiffusion(Generator):
 
     def sample(  # type: ignore[override]
         self,
-        conditions: Tensor | None,
+        conditions: Condition,
         *,
         seeds: list[int],
         sampling: Sampling,
@@ -252,20 +340,41 @@ class BinaryDiffusion(Generator):
             bits = self._with_known(bits, known)
         return bits.long()
 
-    def predict(self, bits: Tensor, t: int, labels: Tensor | None, sampling: Sampling) -> Tensor:
+    def predict(self, bits: Tensor, t: int, condition: Condition, sampling: Sampling) -> Tensor:
         """P(x_0 = 1) of every bit, (B, N, C), for bits at step t; both branches of the guidance in one batch."""
         noisy = bits.to(self.dtype)
-        guided = sampling.guided and labels is not None
+        guided = sampling.guided and condition is not None
         if guided:
-            assert labels is not None
-            noisy, labels = torch.cat([noisy, noisy]), torch.cat([labels, torch.full_like(labels, -1)])
-        logits = self.denoiser(noisy, torch.full((len(noisy),), t, device=noisy.device), labels)
+            noisy, condition = torch.cat([noisy, noisy]), with_none(condition)
+        logits = self.denoiser(noisy, torch.full((len(noisy),), t, device=noisy.device), condition)
         logits = (guide(logits, sampling.guidance) if guided else logits) / max(sampling.temperature, 1e-5)
         return self.data_logits(logits, bits).sigmoid()
 
     @staticmethod
     def _with_known(bits: Tensor, known: Known | None) -> Tensor:
         return bits if known is None else torch.where(known.present[..., None], known.data > 0, bits)
+
+
+def with_none(condition: Condition) -> Condition:
+    """A batch of conditions, followed by as many that say nothing."""
+    if isinstance(condition, T5Features):
+        features, present = condition.features, condition.present
+        return T5Features(torch.cat([features, features]), torch.cat([present, torch.zeros_like(present)]))
+    assert condition is not None
+    return torch.cat([condition, torch.full_like(condition, -1)])
+
+
+def clip_vector(texts: Sequence[str]) -> T5Features:
+    """What the published text-to-image models read as a token: CLIP ViT-L/14's vector, one position of 768."""
+    return T5Features(clip_text_condition(texts, "openai/clip-vit-large-patch14").pooled[:, None])
+
+
+def t5_states(texts: Sequence[str]) -> T5Features:
+    """What their models with cross-attention read: the states of T5-large, up to 128 positions of 1024."""
+    return _t5(texts)
+
+
+_t5 = T5Text("google-t5/t5-large", 128, lower=False)
 
 
 # -- variants --------------------------------------------------------------------------------------------------------
@@ -278,6 +387,9 @@ VARIANTS = {
     ),
     "binary-latent-diffusion-generator-tiny-free": replace(
         C64, bits=16, grid=(4, 4), factor=8, embed_width=32, width=64, depth=2, heads=4, schedule="cos", sample_steps=16
+    ),
+    "binary-latent-diffusion-generator-tiny-text": replace(
+        C64, bits=16, grid=(4, 4), factor=8, embed_width=32, width=64, depth=2, heads=4, text=(5, 24), text_as="cross"
     ),
 }
 
@@ -300,10 +412,16 @@ def key_table(config: BinaryDiffusionConfig) -> KeyTable:
         Rename("_denoise_fn.pos_emb", "denoiser.positions"),
         Rename("_denoise_fn.time_step_embedding.l0.*", "denoiser.time.0.*"),
         Rename("_denoise_fn.time_step_embedding.linear.*", "denoiser.time.2.*"),
-        Rename("_denoise_fn.cls_embedding.weight", "denoiser.class_table.weight"),
+        Rename("_denoise_fn.cls_embedding.*", f"denoiser.{'text_project' if config.text else 'class_table'}.*"),
         Rename("_denoise_fn.ln_f.*", "denoiser.norm.*"),
         Rename("_denoise_fn.head.*", "denoiser.head.*"),
         Rename(f"{theirs}gamma_#", f"{ours}scale#"),
+        Rename(f"{theirs}gamma_1_5", f"{ours}scale_cross"),
+        Rename(f"{theirs}ln1_5.*", f"{ours}norm_cross.*"),
+        Rename(f"{theirs}cross.null_emb", "denoiser.null_text.#"),
+        Rename(f"{theirs}cross.query.*", f"{ours}cross.q.*"),
+        Rename(f"{theirs}cross.kv.*", f"{ours}cross.kv.*"),
+        Rename(f"{theirs}cross.proj.*", f"{ours}cross.out.*"),
         Rename(f"{theirs}ln1.*", f"{ours}norm1.*"),
         Rename(f"{theirs}ln2.*", f"{ours}norm2.*"),
         Rename(f"{theirs}attn.qkv.*", f"{ours}attention.qkv.*"),
@@ -319,16 +437,16 @@ def key_table(config: BinaryDiffusionConfig) -> KeyTable:
 def recognise(state: Mapping[str, Tensor]) -> BinaryDiffusionConfig | None:
     """The config of an authors' state dict, from its names, shapes and schedule; None if it is none.
 
-    Heads cannot be seen: they are the published 64 numbers wide. Raises ConfigError for a schedule that is not known,
-    and for the text-to-image models, whose denoiser reads a caption.
+    Heads cannot be seen: they are the published 64 numbers wide. Raises ConfigError for a schedule that is not known.
     """
     if "_denoise_fn.tok_emb.weight" not in state or "_denoise_fn.time_step_embedding.l0.weight" not in state:
         return None
-    if any(".cross." in key for key in state):
-        raise ConfigError("a binary latent diffusion that reads captions, which is not supported; others are")
     bits, width = state["_denoise_fn.tok_emb.weight"].shape
     side = isqrt(state["_denoise_fn.pos_emb"].shape[1])
-    classes = state.get("_denoise_fn.cls_embedding.weight")
+    table, crossed = state.get("_denoise_fn.cls_embedding.weight"), state.get("_denoise_fn.blocks.0.cross.kv.weight")
+    told = "_denoise_fn.cls_embedding.bias" in state  # a linear map of a text's vector, not a table of classes
+    text = None if table is None or not told else (1, table.shape[1])
+    text = text if crossed is None else (128, crossed.shape[1])
     kept = state["scheduler.k_final"]
     return replace(
         C64,
@@ -341,7 +459,13 @@ def recognise(state: Mapping[str, Tensor]) -> BinaryDiffusionConfig | None:
         steps=len(kept) - 1,
         sample_steps=min(len(kept) - 1, C64.sample_steps),
         schedule=_schedule_of(kept),
-        classes=None if classes is None else classes.shape[0],
+        classes=None if table is None or told else table.shape[0],
+        text=(128, crossed.shape[1])
+        if crossed is not None
+        else (1, table.shape[1])
+        if table is not None and told
+        else None,
+        text_as="token" if crossed is None else "cross",
     )
 
 
@@ -359,7 +483,8 @@ def configure(plain: Mapping[str, Any]) -> BinaryDiffusionConfig:
     """Our config from the authors' arguments. Raises KeyError where they are none."""
     rows, columns = plain["latent_shape"][-2:]
     steps = plain["total_steps"]
-    labelled = plain.get("dataset", "").startswith("imagenet")
+    labelled, told = (plain.get("dataset", "").startswith(name) for name in ("imagenet", "laion"))
+    crossed = bool(told and plain.get("cross", False))
     return BinaryDiffusionConfig(
         bits=plain["codebook_size"],
         grid=(rows, columns),
@@ -375,6 +500,8 @@ def configure(plain: Mapping[str, Any]) -> BinaryDiffusionConfig:
         timestep_weight=plain.get("loss_final", "weighted"),
         auxiliary=plain.get("aux", 0.0),
         classes=plain.get("num_classes", 1000) if labelled else None,
+        text=((128, plain.get("text_emb", 1024)) if crossed else (1, 768)) if told else None,
+        text_as="cross" if crossed else "token",
         sample_steps=min(steps, plain.get("sample_steps", steps)),
     )
 

@@ -15,7 +15,7 @@ The codes may be those of any discrete layout: several codebooks or segments sha
 and each place draws from its own range of it. A published model has one grid and one codebook.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import isqrt
@@ -36,7 +36,7 @@ from vistok.model import Aside
 from vistok.nn.gpt import GPT, GPTSize, initialise, prefixed_rotation
 from vistok.nn.packing import packed
 from vistok.nn.positions import Rotation, rotation_1d
-from vistok.nn.t5_text import T5Features
+from vistok.nn.t5_text import Encoder, T5Features, as_features
 from vistok.nn.transformer import MLP
 from vistok.registry import System
 from vistok.sampling.noise import uniforms
@@ -124,7 +124,7 @@ class LlamaGen(Generator):
 
     # -- conditions ----------------------------------------------------------------------------------------------
 
-    def attach_text(self, encoder: Callable[[Sequence[str]], T5Features]) -> "LlamaGen":
+    def attach_text(self, encoder: Encoder) -> "LlamaGen":
         """Take prompts as strings, which `encoder` reads: `vistok.nn.t5_text.T5Text`, or any function like it.
 
         The encoder does not become part of the model.
@@ -143,30 +143,8 @@ class LlamaGen(Generator):
             return super().conditions(condition, items)
         if condition is None:
             return None
-        if isinstance(condition, str):
-            condition = [condition]
-        if isinstance(condition, (list, tuple)) and condition and all(isinstance(one, str) for one in condition):
-            if self._text_encoder.held is None:
-                raise InputError(
-                    f"{self.name} reads features of text; attach_text(T5Text()) lets it take strings such as "
-                    f"{condition[0]!r}, or pass T5Features"
-                )
-            condition = self._text_encoder.held(condition)
-        if isinstance(condition, Tensor) and condition.ndim == 3:
-            condition = T5Features(condition)
-        if not isinstance(condition, T5Features):
-            raise InputError(
-                f"{self.name} takes prompts, or features (B, {self.config.text[0]}, {self.config.text[1]}), not "
-                f"{type(condition).__name__}"
-            )
-        if tuple(condition.features.shape[1:]) != self.config.text:
-            raise InputError(
-                f"text features {tuple(condition.features.shape[1:])}; {self.name} reads {self.config.text}"
-            )
-        if len(condition) not in (1, items):
-            raise InputError(f"{len(condition)} texts for {items} items")
-        told = condition.to(self.device, self.dtype)
-        return T5Features(told.features.expand(items, -1, -1), told.present.expand(items, -1))
+        told = as_features(condition, self._text_encoder.held, self.name, self.config.text)
+        return told.to(self.device, self.dtype).expand(items)
 
     @property
     def null(self) -> int:

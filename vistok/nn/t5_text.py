@@ -6,7 +6,7 @@ LlamaGen (arXiv:2406.06525) puts the text to the left of the picture, so that it
 code. The weights come from the Hugging Face Hub, or a folder, through the `transformers` package (extra `models`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,23 +47,64 @@ class T5Features:
         """On another device, features in another dtype."""
         return T5Features(self.features.to(device, dtype), self.present.to(device))
 
+    def expand(self, items: int) -> "T5Features":
+        """A single text for so many items. Raises InputError for another number of texts."""
+        if len(self) not in (1, items):
+            raise InputError(f"{len(self)} texts for {items} items")
+        return T5Features(self.features.expand(items, -1, -1), self.present.expand(items, -1))
+
+
+Encoder = Callable[[Sequence[str]], T5Features]
+
+
+def as_features(condition: Any, encoder: Encoder | None, name: str, shape: tuple[int | str, int]) -> T5Features:
+    """What a generator called `name` is told, as features of `shape`: strings through `encoder`, or features already.
+
+    Raises InputError for anything else, and for features of another shape; a letter in `shape` is any number.
+    """
+    if isinstance(condition, str):
+        condition = [condition]
+    if isinstance(condition, (list, tuple)) and condition and all(isinstance(one, str) for one in condition):
+        if encoder is None:
+            raise InputError(
+                f"{name} reads features of text; attach_text(T5Text()) lets it take strings such as "
+                f"{condition[0]!r}, or pass T5Features"
+            )
+        condition = encoder(condition)
+    if isinstance(condition, Tensor) and condition.ndim == 3:
+        condition = T5Features(condition)
+    if not isinstance(condition, T5Features):
+        raise InputError(
+            f"{name} takes prompts, or features (B, {shape[0]}, {shape[1]}), not {type(condition).__name__}"
+        )
+    found = tuple(condition.features.shape[1:])
+    if any(isinstance(wanted, int) and wanted != number for wanted, number in zip(shape, found, strict=True)):
+        raise InputError(f"text features {found}; {name} reads {shape[0], shape[1]}")
+    return condition
+
 
 class T5Text:
     """Texts to `T5Features` of `length` positions; longer texts are cut. Loaded when the first text is read.
 
     model   a Hub id, or a folder; LlamaGen's is FLAN-T5-XL, 2048 wide, 1.2 billion parameters
     length  T
+    lower   letters become small ones, as LlamaGen was trained
     """
 
     def __init__(
-        self, model: str = "google/flan-t5-xl", length: int = 120, *, device: torch.device | str = "cpu"
+        self,
+        model: str = "google/flan-t5-xl",
+        length: int = 120,
+        *,
+        lower: bool = True,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.model, self.length, self.device = model, length, device
+        self.model, self.length, self.lower, self.device = model, length, lower, device
         self._loaded: tuple[Any, Any] | None = None
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> T5Features:
-        """Features of each text, float32, zero where there is none. Letters become small ones, as in training.
+        """Features of each text, float32, zero where there is none.
 
         Raises MissingExtraError without transformers, VistokError when the model cannot be had, InputError for what is
         not text.
@@ -72,7 +113,7 @@ class T5Text:
             raise InputError("expected a list of strings to read as text")
         tokenizer, encoder = self._parts()
         rows = tokenizer(
-            [text.lower().strip() for text in texts],
+            [text.lower().strip() if self.lower else text for text in texts],
             max_length=self.length,
             padding="max_length",
             truncation=True,

@@ -67,7 +67,7 @@ class Block(nn.Module):
     context_width  adds cross-attention to a context of this width, between attention and MLP
     eps            of the layer norms: 1e-5 in CLIP's line, 1e-6 in timm's
     dropout        in the self-attention and the MLP, in training, as timm's blocks have it
-    layer_scale    learned gains on what attention and MLP add, and their first value (arXiv:2103.17239)
+    layer_scale    learned gains on what every branch adds, and their first value (arXiv:2103.17239)
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Block(nn.Module):
         if context_width:
             self.norm_cross = nn.LayerNorm(width, eps=eps)
             self.cross = CrossAttention(width, heads, context_width=context_width, bias=bias, qk_norm=qk_norm)
+            self.scale_cross = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden or 4 * width, activation=activation, bias=bias, dropout=dropout)
 
@@ -125,7 +126,7 @@ class Block(nn.Module):
         attended = self.attention(self.norm1(x), mask=mask, causal=causal, rotation=rotation, only=only, ragged=ragged)
         x = kept + _scaled(attended, self.scale1)
         if context is not None:
-            x = x + self.cross(self.norm_cross(x), context, mask=context_mask)
+            x = x + _scaled(self.cross(self.norm_cross(x), context, mask=context_mask), self.scale_cross)
         return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
 
 
