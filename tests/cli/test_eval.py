@@ -55,3 +55,19 @@ def test_mistakes_are_one_line(capsys, words, tmp_path):
         assert told in printed.err
         assert printed.err.count("\n") == 1
         assert printed.out == ""
+
+
+def test_clip_score_beside_captions(capsys, words, tmp_path):
+    pytest.importorskip("transformers")
+    from tests.metrics.test_clip_score import tiny_clip
+
+    judged = [*words, "--metrics", "clip-score", "--weights", f"clip-score={tiny_clip(tmp_path / 'tiny')}"]
+    assert "has no captions" in run(capsys, *judged, code=1).err
+    (tmp_path / "p" / "captions.jsonl").write_text('{"file_name": "0000.png", "text": "a sea"}\n')
+    told = run(capsys, *judged)
+    assert "clip_score of the originals" in told.out
+    assert "100 max(cos, 0)" in told.out
+    document = json.loads(run(capsys, *judged, "--json").out)
+    (receipt, *_) = [one for one in document["receipts"] if one["metric"] == "clip_score"]
+    assert receipt["protocol"]["samples"] == 1
+    assert receipt["value"] == document["prefixes"][0]["clip_score"]

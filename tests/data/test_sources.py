@@ -45,6 +45,26 @@ def test_pictures_beside_subfolders_have_no_labels(tmp_path):
     assert [item.label for item in source] == [None, None]
 
 
+def test_captions_lie_beside_pictures_or_in_a_table(tmp_path):
+    folder(tmp_path, 3, classes=1)
+    assert not open_source(tmp_path).captioned
+    plain = open_source(tmp_path).fingerprint
+    (tmp_path / "c0" / "0000.txt").write_text("  a red square\n")
+    (tmp_path / "captions.jsonl").write_text(
+        '{"file_name": "c0/0000.png", "text": "not this one"}\n\n{"file_name": "c0/0001.png", "caption": "blue"}\n[1]\n'
+    )
+    source = open_source(tmp_path)
+    assert source.captioned
+    assert [item.caption for item in source] == ["a red square", "blue", None]
+    assert [item.caption for item in pickle.loads(pickle.dumps(source))] == ["a red square", "blue", None]
+    assert source.fingerprint == plain, "tokens of these pictures are the same tokens"
+    (tmp_path / "c0" / "metadata.jsonl").write_text('{"file_name": "0002.png", "prompt": "green"}')
+    assert open_source(tmp_path)[2].caption == "green"
+    (tmp_path / "captions.jsonl").write_text("{")
+    with pytest.raises(FormatError, match=r"captions\.jsonl, line 1 is no JSON"):
+        open_source(tmp_path)
+
+
 def test_links_are_followed_once(tmp_path):
     folder(tmp_path / "real", 2)
     try:

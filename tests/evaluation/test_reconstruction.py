@@ -6,8 +6,9 @@ import vistok
 from tests import toy  # noqa: F401
 from tests.data.pictures import folder, picture
 from vistok.data.sources import open_source
-from vistok.errors import InputError
+from vistok.errors import InputError, MismatchError
 from vistok.evaluation.protocols import evaluation_crop
+from vistok.evaluation.receipt import compare
 from vistok.evaluation.reconstruction import evaluate, prefix_lengths
 from vistok.layout import Segment, Sizes, TokenSpec
 from vistok.metrics.psnr import psnr
@@ -120,3 +121,33 @@ def test_masks_have_an_iou(tmp_path):
     rebuilt = model.decode(model.encode(masks), dtype=torch.uint8)
     wanted = ((rebuilt >= 128) & (masks >= 128)).sum((1, 2, 3)) / ((rebuilt >= 128) | (masks >= 128)).sum((1, 2, 3))
     assert found.prefixes[0].iou == pytest.approx(float(wanted.double().mean()), abs=1e-6)
+
+
+def test_clip_score_of_the_pictures_that_have_captions(tmp_path) -> None:
+    pytest.importorskip("transformers")
+    from tests.metrics.test_clip_score import tiny_clip
+    from vistok.metrics.clip_score import build_clip_score
+
+    folder(tmp_path / "p", 3)
+    judge, tokenizer = build_clip_score(str(tiny_clip(tmp_path / "tiny"))), vistok.create("toy")
+    with pytest.raises(InputError, match="has no captions"):
+        evaluate(tokenizer, tmp_path / "p", size=0, clip=judge)
+    captions = ["a dark sea", "two bears"]
+    for number, caption in enumerate(captions):
+        (tmp_path / "p" / f"{number:04d}.txt").write_text(caption)
+    found = evaluate(tokenizer, tmp_path / "p", size=0, clip=judge)
+    pixels = torch.cat([from_pil(picture(number)) for number in range(2)])
+    rebuilt = tokenizer.decode(tokenizer.encode(pixels), dtype=torch.uint8)
+    assert found.images == 3
+    assert found.prefixes[0].clip_score == pytest.approx(judge(rebuilt, captions).mean().item(), rel=1e-5)
+    assert found.originals["clip_score"] == pytest.approx(judge(pixels, captions).mean().item(), rel=1e-5)
+    (receipt,) = [one for one in found.receipts() if one.metric == "clip_score"]
+    assert receipt.protocol["samples"] == 2, "the third has no caption"
+    assert receipt.protocol["extractor weights"] == judge.hash
+    assert receipt.protocol["crop"] == found.protocol["crop"]
+    (tmp_path / "p" / "0000.txt").write_text("another")
+    (other,) = [
+        one for one in evaluate(tokenizer, tmp_path / "p", size=0, clip=judge).receipts() if one.metric == "clip_score"
+    ]
+    with pytest.raises(MismatchError, match="captions"):
+        compare(receipt, other)

@@ -32,7 +32,7 @@ def command(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="More of them, with commas: fid, sfid, is, kid, precision, recall, .., lpips-vgg, lpips-alex."
+            help="More, with commas: fid, sfid, is, kid, precision, recall, .., lpips-vgg, lpips-alex, clip-score."
         ),
     ] = None,
     extractor: Annotated[
@@ -40,7 +40,10 @@ def command(
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE of a metric's network where it is not to be downloaded: inception, lpips-vgg, .."),
+        typer.Option(
+            help="NAME=FILE of a metric's network where it is not to be downloaded: inception, lpips-vgg, .., "
+            "clip-score=FOLDER of a CLIP."
+        ),
     ] = None,
     stability: Annotated[
         bool, typer.Option("--stability", help="How many codes flip with batch, precision, device and tiling instead.")
@@ -115,8 +118,13 @@ def _judges(protocol: str, metrics: str | None, extractor: str | None, weights: 
         files.setdefault(name.strip(), []).append(file.strip())
     wanted = [name.strip() for name in (metrics or "").split(",") if name.strip()]
     lpips = [name for name in wanted if name.startswith("lpips")]
-    others = [name for name in wanted if name not in lpips]
+    scores = [name for name in wanted if name in ("clip-score", "clip_score")]
+    others = [name for name in wanted if name not in lpips + scores]
     found: dict[str, Any] = {"protocol": rules}
+    if scores:
+        from vistok.metrics.clip_score import DEFAULT, build_clip_score
+
+        found["clip"] = build_clip_score(*files.pop("clip-score", [DEFAULT])[-1:])
     if len(lpips) > 1:
         raise InputError(f"{' and '.join(lpips)}: one LPIPS at a time")
     if lpips:
@@ -149,6 +157,8 @@ def _show(found: "Reconstruction") -> None:
         output().print(
             f"{name}: {', '.join(f'{key} {value}' for key, value in found.features[name].items())}", soft_wrap=True
         )
+    for name, value in found.originals.items():
+        output().print(f"{name} of the originals: {value:.4g}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for column in (
         "tokens",
@@ -170,7 +180,7 @@ def _show(found: "Reconstruction") -> None:
             f"{row.psnr_deviation:.2f}",
             f"{row.ssim:.4f}",
             _number(row.ms_ssim, ".4f"),
-            *(_number(row.lpips if name == "lpips" else row.distances[name], ".4g") for name in named),
+            *(_number(row.distances.get(name, getattr(row, name, None)), ".4g") for name in named),
             *[_number(row.iou, ".4f")] * masks,
             f"{row.decode_images_per_second:.3g}",
         )

@@ -1,6 +1,7 @@
 """Sources: whatever people keep pictures in, as one sequence of items with random access.
 
-    open_source("photos/")                    a folder, nested, in mixed formats; subfolders are classes
+    open_source("photos/")                    a folder, nested, in mixed formats; subfolders are classes, captions lie
+                                              in .txt files beside the pictures or in a table (`data.captions`)
     open_source("train.parquet")              Hugging Face parquet: image {bytes, path}, label, caption or text
     open_source("shards/")                    WebDataset .tar shards with .txt, .json and .cls beside the pictures
     open_source("s3://bucket/photos")         any of these behind a URL that fsspec reaches (`data.remote`)
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vistok.data.captions import Captions
 from vistok.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name
 from vistok.data.items import Item, Source
 from vistok.data.remote import AnyPath, RemotePath, glob_remote
@@ -46,8 +48,11 @@ class FolderSource(Source):
         files: Sequence[str],
         max_pixels: int | None = None,
         sizes: Mapping[str, int] | None = None,  # in bytes, where a listing has told them
+        captions: Captions | None = None,
     ) -> None:
         self.name = root.name or str(root)
+        self._captions = captions or None
+        self.captioned = self._captions is not None
         self._sizes = {file: sizes[file] for file in files} if sizes else {}
         self._root, self._files, self._max_pixels = root, list(files), max_pixels
         if all("/" in file for file in self._files):
@@ -61,7 +66,8 @@ class FolderSource(Source):
     def item(self, index: int) -> Item:
         file = self._files[index]
         label = self._label[file.split("/", 1)[0]] if self.labelled else None
-        return Item(file, lambda: self._picture(file), label, max_pixels=self._max_pixels)
+        caption = self._captions.of(file) if self._captions else None
+        return Item(file, lambda: self._picture(file), label, caption, self._max_pixels)
 
     def _picture(self, file: str) -> bytes | Path:
         path = self._root / file
@@ -177,7 +183,7 @@ def _of_listing(
             f"{root} holds no images ({len(found)} other files); expected files that end in "
             f"{' '.join(IMAGE_SUFFIXES[:6])} ..., parquet files or .tar shards"
         )
-    return FolderSource(root, images, max_pixels, sizes)
+    return FolderSource(root, images, max_pixels, sizes, Captions(root, images, found))
 
 
 def _of_files(paths: Sequence[AnyPath], max_pixels: int | None, root: AnyPath | None = None) -> Source:

@@ -28,6 +28,8 @@ KNOWN = {
     "reference": "the originals are not the same pictures, or not in the same crop",
     "extractor": "distances in other features share no scale",
     "extractor weights": "the same network with other weights",
+    "extractor crop": "the network saw another part of the pictures",
+    "captions": "the pictures are scored against other texts",
     "weights": "another checkpoint",
     "tokens": "another prefix length",
 }
@@ -41,6 +43,7 @@ ORDER = (
     "rounding",
     "samples",
     "reference",
+    "captions",
 )
 
 

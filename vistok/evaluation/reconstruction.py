@@ -2,6 +2,7 @@
 
     source --crop--> uint8 (B, 3, S, S) --encode--> Tokens --prefix(k), decode--> uint8 --> PSNR, SSIM, MS-SSIM
                                               |                                    \\--> features -> rFID and the like
+                                              |                                    \\--> with its caption -> CLIP score
                                               \\--> bits per pixel, codebook usage, images/s
 
 A result says by what protocol it came about: the crop, the resize filter, the rounding, the number of pictures and a
@@ -30,6 +31,7 @@ from vistok.evaluation.protocols import CROPS, ROUNDINGS, Protocol, find_protoco
 from vistok.evaluation.receipt import VERSION, Receipt, plain
 from vistok.layout import Size, TokenSpec
 from vistok.losses.perceptual import Lpips, Perceptual
+from vistok.metrics.clip_score import ClipScore, clip_score
 from vistok.metrics.codes import CodebookUse, CodeStatistics
 from vistok.metrics.extractors import Extractor
 from vistok.metrics.iou import iou
@@ -52,7 +54,8 @@ class PrefixQuality:
 
     psnr: dB, with its deviation between pictures. ms_ssim: None where pictures are smaller than 161 pixels.
     bits_per_pixel: of the codes as packed in the token file, without its header. lpips and distances: where they were
-    asked for, the distances by name (`vistok.evaluation.distributions`). iou: of masks.
+    asked for, the distances by name (`vistok.evaluation.distributions`). iou: of masks. clip_score: of the pictures
+    that have a caption, where it was asked for.
     """
 
     tokens: float
@@ -65,6 +68,7 @@ class PrefixQuality:
     lpips: float | None = None
     distances: dict[str, float] = field(default_factory=dict)
     iou: float | None = None
+    clip_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Reconstruction:
     images_per_second: float = 0.0
     reference: str = ""  # the first 16 hexadecimal digits of a SHA-256 of the originals as they are compared
     features: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every distance, its variant and extractor
+    originals: dict[str, float] = field(default_factory=dict)  # what the originals score: the CLIP score
     settings: dict[str, Any] = field(default_factory=dict)
 
     def receipts(self) -> list[Receipt]:
@@ -92,7 +97,7 @@ class Reconstruction:
         ran, found = environment(), []
         for row in self.prefixes:
             values = {"psnr": row.psnr, "ssim": row.ssim, "ms_ssim": row.ms_ssim, "lpips": row.lpips, "iou": row.iou}
-            values |= row.distances
+            values |= {"clip_score": row.clip_score, **row.distances}
             for metric, value in values.items():
                 if value is not None:
                     own = self.features.get(metric, {"variant": self.protocol.get(metric, "")})
@@ -123,6 +128,7 @@ def evaluate(
     extractor: Extractor | None = None,
     metrics: Sequence[str] = ("fid",),
     lpips: Perceptual | None = None,
+    clip: ClipScore | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reconstruction:
     """Encode and decode every picture of `data`, at every prefix length or at `length` tokens alone.
@@ -131,18 +137,24 @@ def evaluate(
     protocol: how pictures are cut and rounded, by name (`vistok.evaluation.protocols`).
     extractor, metrics: distances between the features of originals and reconstructions, by name, where one is given.
     lpips: a perceptual distance of `vistok.losses.perceptual`, whose mean is reported.
+    clip: scores pictures against their captions, those without one left out.
     progress: called with the pictures done and those skipped.
-    Raises InputError for an illegal size or length, or where no picture can be read.
+    Raises InputError for an illegal size or length, where no picture can be read, or has a caption that `clip` needs.
     """
     source, rules = open_source(data), find_protocol(protocol)
+    if clip is not None and not source.captioned:
+        raise InputError(
+            f"{source.name} has no captions, which a CLIP score needs: put NAME.txt beside each picture, or a "
+            'captions.jsonl of {"file_name": .., "text": ..} lines into the folder'
+        )
     side = _default_size(tokenizer) if size is None else size
-    run = _Run(tokenizer, length, rules, extractor, metrics, lpips)
+    run = _Run(tokenizer, length, rules, extractor, metrics, lpips, clip)
     skipped: dict[str, str] = {}
     resized = done = 0
     for batch in _batches(source, side, rules, skipped):
         if not done:
             run.warm_up(batch.pixels[:1])
-        run.add(batch.pixels)
+        run.add(batch.pixels, batch.captions)
         done, resized = done + len(batch.pixels), resized + batch.resized
         if progress is not None:
             progress(done + len(skipped), len(skipped))
@@ -161,9 +173,8 @@ def evaluate(
         encode_images_per_second=done / run.encode_seconds,
         images_per_second=done / (run.encode_seconds + run.decode_seconds[-1]),
         reference=run.reference.hexdigest()[:16],
-        features={}
-        if run.real is None
-        else {name: feature_protocol(name, run.real.extractor) for name in run.real.metrics},
+        features=run.features(),
+        originals={} if run.captioned.mean is None else {"clip_score": run.captioned.mean},
         settings={"dtype": str(tokenizer.dtype).removeprefix("torch."), "device": tokenizer.device.type},
     )
 
@@ -194,9 +205,10 @@ class _Run:
         extractor: Extractor | None,
         metrics: Sequence[str],
         lpips: Perceptual | None,
+        clip: ClipScore | None,
     ) -> None:
-        self.tokenizer, self.length, self.rules, self.lpips = tokenizer, length, rules, lpips
-        self.reference = sha256()
+        self.tokenizer, self.length, self.rules, self.lpips, self.clip = tokenizer, length, rules, lpips, clip
+        self.reference, self.words, self.captioned = sha256(), sha256(), Mean()
         self.real = None if extractor is None else Features(extractor, metrics)
         self.rebuilt: list[Features] = []
         self.codes, self.discrete = CodeStatistics(), False
@@ -209,7 +221,7 @@ class _Run:
         """One picture through the model: the first call pays for what later ones find ready."""
         self._decode(self._encode(pixels[:, : self.tokenizer.input_channels]))
 
-    def add(self, pixels: Tensor) -> None:
+    def add(self, pixels: Tensor, captions: Sequence[str | None]) -> None:
         """Measure uint8 (B, 3, H, W); of masks the first channel."""
         pixels = pixels[:, : self.tokenizer.input_channels]
         with self._clock() as clock:
@@ -223,8 +235,9 @@ class _Run:
         self.reference.update(str(tuple(original.shape)).encode() + original.contiguous().numpy().tobytes())
         if self.real is not None:
             self.real.update(original)
+        texts = self._texts(original, captions)
         while len(self.means) < len(lengths):
-            names = ("tokens", "bits", "psnr", "ssim", "ms_ssim", "lpips", "iou")
+            names = ("tokens", "bits", "psnr", "ssim", "ms_ssim", "lpips", "iou", "clip_score")
             self.means.append({name: Mean() for name in names})
             self.decode_seconds.append(0.0)
             if self.real is not None:
@@ -236,6 +249,9 @@ class _Run:
             self.decode_seconds[row] += clock[0]
             rebuilt = self.rules.eight_bit(decoded.cpu())
             self._measure(self.means[row], original, rebuilt, shorter)
+            if self.clip is not None and texts is not None:
+                found = self.clip.pictures(rebuilt[texts[0]])
+                self.means[row]["clip_score"].update(clip_score(found, texts[1], self.clip.variant))
             if self.real is not None:
                 self.rebuilt[row].update(rebuilt)
 
@@ -257,6 +273,29 @@ class _Run:
             with torch.no_grad():
                 means["lpips"].update(self.lpips(rebuilt.float() / 255, pixels.float() / 255))
 
+    def _texts(self, original: Tensor, captions: Sequence[str | None]) -> tuple[list[int], Tensor] | None:
+        """Which pictures have captions, and the embeddings of these; the originals' own score is counted on the way."""
+        there = [place for place, caption in enumerate(captions) if caption]
+        if self.clip is None or not there:
+            return None
+        kept = [str(captions[place]) for place in there]
+        for caption in kept:
+            self.words.update(caption.encode() + b"\n")
+        texts = self.clip.texts(kept)
+        self.captioned.update(clip_score(self.clip.pictures(original[there]), texts, self.clip.variant))
+        return there, texts
+
+    def features(self) -> dict[str, dict[str, Any]]:
+        """Of every metric that looks at features, its variant and its network."""
+        real = self.real
+        found: dict[str, dict[str, Any]] = (
+            {} if real is None else {name: dict(feature_protocol(name, real.extractor)) for name in real.metrics}
+        )
+        if self.clip is not None and self.captioned.count:
+            told = {"samples": self.captioned.count, "captions": self.words.hexdigest()[:16]}
+            found["clip_score"] = self.clip.protocol | told
+        return found
+
     def rows(self) -> list[PrefixQuality]:
         """One row per prefix length, shortest first."""
         found = []
@@ -274,6 +313,7 @@ class _Run:
                     decode_images_per_second=self.count / seconds,
                     lpips=value["lpips"],
                     iou=value["iou"],
+                    clip_score=value["clip_score"],
                     distances={} if self.real is None else distances(self.rebuilt[index], self.real),
                 )
             )
@@ -314,11 +354,13 @@ def fitting(spec: TokenSpec, size: Size) -> Any:
 class _Batch:
     pixels: Tensor
     resized: int
+    captions: list[str | None]
 
 
 def _batches(source: Source, side: int, rules: Protocol, skipped: dict[str, str]) -> Iterator[_Batch]:
     """Consecutive pictures of one size; what cannot be read goes to `skipped`."""
     pending: list[np.ndarray] = []
+    captions: list[str | None] = []
     resized = 0
     for item in source:
         try:
@@ -329,16 +371,17 @@ def _batches(source: Source, side: int, rules: Protocol, skipped: dict[str, str]
         cut = rules.cut(image, side)
         most = max(1, BATCH_PIXELS // (cut.shape[0] * cut.shape[1]))
         if pending and (cut.shape != pending[0].shape or len(pending) >= most):
-            yield _stack(pending, resized)
-            pending, resized = [], 0
+            yield _stack(pending, resized, captions)
+            pending, captions, resized = [], [], 0
         pending.append(cut)
+        captions.append(item.caption)
         resized += bool(side) and (rules.crop != "centre" or min(image.size) < side)
     if pending:
-        yield _stack(pending, resized)
+        yield _stack(pending, resized, captions)
 
 
-def _stack(crops: list[np.ndarray], resized: int) -> _Batch:
-    return _Batch(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(), resized)
+def _stack(crops: list[np.ndarray], resized: int, captions: list[str | None]) -> _Batch:
+    return _Batch(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(), resized, captions)
 
 
 def _default_size(tokenizer: Tokenizer) -> int:

@@ -75,7 +75,7 @@ class Extractor:
             tuple(features),
         )
         self._forward = forward
-        self.hash = _hash(network)
+        self.hash = network_hash(network)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -158,7 +158,8 @@ def _fill(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
         )
 
 
-def _hash(network: nn.Module) -> str:
+def network_hash(network: nn.Module) -> str:
+    """The first 12 hexadecimal digits of a SHA-256 of all its weights, by their names."""
     digest = sha256()
     for key, tensor in sorted(network.named_parameters()) + sorted(network.named_buffers()):
         digest.update(key.encode())
