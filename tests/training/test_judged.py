@@ -23,6 +23,7 @@ from tests.training.test_trainer import (  # noqa: F401
 from vistok.errors import ConfigError
 from vistok.training import checkpoint
 from vistok.training.recipe import check
+from vistok.training.step import Step
 from vistok.training.trainer import train
 
 
@@ -99,6 +100,37 @@ def test_the_discriminator_learns_to_tell_and_the_model_does_not_own_it(photos, 
     first, second = (vistok.load(str(path)) for path in (tmp_path / "run" / "model", alone))
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)  # at weight 0 it has no say
+
+
+def test_the_model_takes_one_turn_of_three_and_the_discriminator_the_others(photos, tmp_path, monkeypatch):  # noqa: F811
+    turns = []
+    judges_turn, models_turn = Step._judge, Step._clip
+
+    def judged(self, seen, step):
+        turns.append("discriminator")
+        judges_turn(self, seen, step)
+
+    def clipped(self, parameters, section, norm):
+        if parameters is self.parameters:
+            turns.append("model")
+        models_turn(self, parameters, section, norm)
+
+    monkeypatch.setattr(Step, "_judge", judged)
+    monkeypatch.setattr(Step, "_clip", clipped)
+    recipe = make(**GAN | {"adversary": GAN["adversary"] | {"model_every": 3}}, train={"steps": 9, "log_every": 3})
+    train(recipe, photos, tmp_path / "whole")
+    assert turns == ["model"] * 3 + ["discriminator"] * 2 + ["model"] + ["discriminator"] * 2 + ["model"]
+    interrupted(recipe, photos, tmp_path / "killed", [1, 4, 7], monkeypatch)
+    assert same(exact(tmp_path / "whole"), exact(tmp_path / "killed"))
+    log = rows(tmp_path / "whole" / "log.csv")
+    assert all(row["discriminator_loss"] and row["adaptive_weight"] for row in log[1:])
+    assert all(float(row["grad_norm"]) > 0 for row in log)
+
+
+def test_turns_are_part_of_a_recipe_only_where_they_differ():
+    plain, turns = (make(**GAN | {"adversary": GAN["adversary"] | {"model_every": n}}) for n in (1, 9))
+    assert "model_every" not in plain.plain()["adversary"]
+    assert turns.plain()["adversary"]["model_every"] == 9
 
 
 def test_a_judge_that_wants_other_sizes_or_has_no_place_is_refused(photos, tmp_path):  # noqa: F811

@@ -40,6 +40,7 @@ class Judges:
         self.adversaries = {role: _build(section, first).to(device) for role, section in sections.items()}
         self.optimizers = {role: recipe.adversary_optimizer(section) for role, section in sections.items()}
         self.start = min((adversary.start for adversary in self.adversaries.values()), default=0)
+        self.model_every = max((section.model_every for section in sections.values()), default=1)
 
     def __bool__(self) -> bool:
         return self.perceptual is not None or bool(self.adversaries)
@@ -60,6 +61,16 @@ class Judges:
     def acts(self, step: int) -> bool:
         """Whether a discriminator trains at this step."""
         return bool(self.adversaries) and step >= self.start
+
+    def turns(self, step: int) -> tuple[bool, bool]:
+        """Whether the model and the discriminators take their turns at this step: both, or one of them.
+
+        From the first judgement on one step in `model_every` is the model's, the others are the discriminators'.
+        """
+        if not self.acts(step) or self.model_every == 1:
+            return True, self.acts(step)
+        models = (step - self.start) % self.model_every == 0
+        return models, not models
 
     def modules(self) -> dict[str, nn.Module]:
         """The discriminators by name, as the doctor calls them."""
@@ -121,5 +132,5 @@ def check_judges(recipe: Recipe, judged: type | None) -> None:
 
 def _build(section: AdversarySection, first: int) -> AdversarialLoss:
     name, options = section.discriminator["name"], {k: v for k, v in section.discriminator.items() if k != "name"}
-    settings = section.model_dump(exclude={"discriminator", "optimizer", "start"})
+    settings = section.model_dump(exclude={"discriminator", "optimizer", "start", "model_every"})
     return AdversarialLoss(build_discriminator(name, **options), start=first + section.start, **settings)

@@ -130,12 +130,15 @@ class AdversarySection(Section):
     """A discriminator that is trained beside the model, and how much it counts.
 
     discriminator: `name` and options of `vistok.losses.discriminators`. start: step of its stage from which it acts.
-    optimizer: what differs from the model's optimizer. The rest is as in `vistok.losses.adversarial.AdversarialLoss`.
+    model_every: from then on the model takes its turn in one step of so many, the discriminators theirs in the others;
+    1 is both in every step. optimizer: what differs from the model's optimizer. The rest is as in
+    `vistok.losses.adversarial.AdversarialLoss`.
     """
 
     discriminator: dict[str, Any]
     kind: str = "hinge"
     start: Annotated[int, Field(ge=0)] = 0
+    model_every: Count = 1
     weight: Annotated[float, Field(ge=0)] = 0.8
     adaptive: bool = True
     scales_both: bool = False
@@ -330,7 +333,7 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def _without_defaults(plain: dict[str, Any]) -> dict[str, Any]:
-    found = dict(plain)
+    found = {key: _young(key, value) for key, value in plain.items()}
     for key, default in OPTIONAL.items():
         if isinstance(default, dict) and default and isinstance(found.get(key), dict):
             found[key] = {k: v for k, v in found[key].items() if k not in default or v != default[k]}
@@ -338,10 +341,17 @@ def _without_defaults(plain: dict[str, Any]) -> dict[str, Any]:
             del found[key]
     if "stages" in found:
         found["stages"] = [
-            {key: value for key, value in stage.items() if key not in STAGE_SECTIONS or value is not None}
+            {k: _young(k, v) for k, v in stage.items() if k not in STAGE_SECTIONS or v is not None}
             for stage in found["stages"]
         ]
     return found
+
+
+def _young(section: str, settings: Any) -> Any:
+    """A section without what is younger than runs that are about, where it is as it was before."""
+    if section not in ("adversary", "clip_adversary") or not isinstance(settings, dict):
+        return settings
+    return {name: value for name, value in settings.items() if (name, value) != ("model_every", 1)}
 
 
 def _lay_over(plain: dict[str, Any], override: str) -> None:

@@ -2,6 +2,8 @@
 
 parts of the batch -> model.loss -> weighted terms -> backward -> check -> clip -> optimizer -> model.after_step
 the same parts     -> model.discriminator_loss  -> backward -> check -> clip -> optimizer of each discriminator
+
+Where a recipe lets them take turns (`model_every`), a step is one or the other; the model's terms are computed in both.
 """
 
 import math
@@ -78,37 +80,45 @@ class Step:
         self.terms: list[str] = []
         self.rate = 0.0
         self.latest: Outcome | None = None
+        self.norm: Tensor | None = None  # of the gradient of the model's latest turn
         self._weights_fit = False
 
     def take(self, batch: dict[str, Any], step: int, rng: torch.Generator) -> Outcome:
         """Train on one batch. Raises DivergedError where it looks, ConfigError for the weight of a term that is not."""
+        trains, judges = self.judges.turns(step)
         self.rate = self._set_rate(self.optimizer, self.recipe.optimizer, step)
-        self.optimizer.zero_grad(set_to_none=True)
+        if trains:
+            self.optimizer.zero_grad(set_to_none=True)
         values, seen, count = None, [], self.recipe.train.accumulate
         for index, part in enumerate(parts(batch, count)):
             with nullcontext() if index == count - 1 else self.accelerator.no_sync(self.objective):
-                with nullcontext() if self.shards is None else self.accelerator.autocast():
+                with torch.set_grad_enabled(trains), self._precision():
                     weighted = self._weigh(self.objective(part, step, rng))
                 stacked = torch.stack([value.float() for value in weighted.values()]) / count
                 values = stacked.detach() if values is None else values + stacked.detach()
-                self.accelerator.backward(stacked.sum())
-            if self.judges.acts(step):
+                if trains:
+                    self.accelerator.backward(stacked.sum())
+            if judges:
                 seen.append(self.plain.batch)
         assert values is not None
-        self.accelerator.unscale_gradients(self.optimizer)
-        self.doctor.observe(batch, weighted)
-        norm = self._norm(self.parameters)
+        if trains:
+            self.accelerator.unscale_gradients(self.optimizer)
+            self.doctor.observe(batch, weighted)
+            self.norm = self._norm(self.parameters)
+        norm = values.new_zeros(()) if self.norm is None else self.norm
         outcome = self.latest = Outcome(list(weighted), torch.cat([values, norm.to(values).reshape(1)]), {})
         if self.looks:
             self.check(step)
-        self._clip(self.parameters, self.recipe.optimizer, norm)
-        self.optimizer.step()
-        if seen:
+        if trains:
+            self._clip(self.parameters, self.recipe.optimizer, norm)
+            self.optimizer.step()
+        if judges:
             self._judge(seen, step)
+        if self.judges.acts(step):
             outcome.facts = self.judges.facts()
             if self.looks:
                 self.check(step)
-        if hasattr(self.model, "after_step"):
+        if trains and hasattr(self.model, "after_step"):
             self.model.after_step(step)
         return outcome
 
@@ -162,6 +172,7 @@ class Step:
             "scaler": None if scaler is None else scaler.state_dict(),
             "judges": self.judges.state_dict(),
             "judging": {role: optimizer.state_dict() for role, optimizer in self.judging.items()},
+            "norm": self.norm,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -170,6 +181,7 @@ class Step:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
             self.shards.load_optimizer(self.optimizer, state["optimizer"])
+        self.norm = state.get("norm")
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.judging:
@@ -178,6 +190,10 @@ class Step:
                 optimizer.load_state_dict(state["judging"][role])
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _precision(self) -> Any:
+        """Accelerate wraps the objective in its own precision, but for one whose weights are in shards."""
+        return nullcontext() if self.shards is None else self.accelerator.autocast()
 
     def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = self.recipe.loss

@@ -233,7 +233,8 @@ class Trainer:
     def _train_step(self, batch: dict[str, Any], recipe: Recipe, first: int) -> None:
         step = self.step
         self.batch_size = recipe.train.batch_size
-        self.report.doctor.expect((step + 1) % self.settings.log_every == 0 or step + 1 == first + recipe.train.steps)
+        every, left = self.taking.judges.model_every, first + recipe.train.steps - step
+        self.report.doctor.expect(min(left, self.settings.log_every - step % self.settings.log_every) <= every)
         with self._telling():
             outcome = self.taking.take(batch, step, self._seeded(step))
         if self.ema is not None:
