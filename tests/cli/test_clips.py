@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vistok
 from tests.cli.test_main import run
@@ -12,6 +13,7 @@ from tests.data.moving import assert_written, clips, cut_short
 from tests.data.pictures import folder
 from tests.data.test_store import contents
 from vistok.data.video import read_clip
+from vistok.nn.i3d import I3D
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,34 @@ def test_eval(root, model, capsys):
     assert row["bits_per_frame"] == pytest.approx(row["bits_per_pixel"] * 32 * 48)
     assert np.isfinite(row["psnr"])
     assert {book["segment"] for book in found["codebooks"]} == {"first", "rest"}
+
+
+def test_eval_with_a_frechet_video_distance(model, tmp_path, capsys, monkeypatch):
+    root = clips(tmp_path / "f", [16, 16], rate=12.0)
+    save_file(I3D().state_dict(), tmp_path / "i3d.safetensors")
+    # the network itself takes seconds a clip at the published side; its own tests run it
+    monkeypatch.setattr(I3D, "forward", lambda self, x, names: {"logits": x[..., ::28, ::28].mean(2).flatten(1)})
+    words = ["eval", "--data", str(root), "-m", model, "--metrics", "fvd"]
+    code, out, err = run(capsys, *words, "--extractor", str(tmp_path / "i3d.safetensors"))
+    assert code == 0, err
+    assert "FVD" in out
+    assert "i3d:stylegan-v" in out
+    named = ["--extractor", "i3d:videogpt", "--weights", f"i3d={tmp_path / 'i3d.safetensors'}", "--json"]
+    found = json.loads(run(capsys, *words, *named)[1])
+    (receipt,) = [one for one in found["receipts"] if one["metric"] == "fvd"]
+    assert receipt["protocol"]["variant"] == "i3d:videogpt"
+    assert receipt["value"] == found["prefixes"][0]["fvd"] > 0
+    for changed, told in [
+        (words, "a file of your own"),
+        ([*words[:-1], "fid"], "of clips there are"),
+        ([*words, "--extractor", "i3d:best"], "no extractor of clips"),
+        ([*words, "--extractor", str(tmp_path / "gone.pt")], "gone.pt"),
+        ([*words, "--protocol", "adm"], "--protocol is for pictures"),
+    ]:
+        code, printed, err = run(capsys, *changed)
+        assert (code, printed) == (1, "")
+        assert told in err
+        assert err.count("\n") == 1
 
 
 def test_reconstruct_takes_a_folder_of_clips(root, model, tmp_path, capsys):

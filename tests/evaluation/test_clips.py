@@ -9,8 +9,10 @@ from tests.data.moving import clips, cut_short
 from vistok.data.video import read_clip
 from vistok.errors import InputError
 from vistok.evaluation.clips import evaluate_clips
+from vistok.metrics.fvd import VIDEO_EXTRACTORS, VideoExtractor, fvd
 from vistok.metrics.psnr import psnr
 from vistok.metrics.ssim import ssim
+from vistok.nn.i3d import I3D
 
 
 def test_numbers_are_means_over_frames(tmp_path):
@@ -53,3 +55,23 @@ def test_crops_and_mistakes(tmp_path):
     (root / "00.mp4").write_bytes(b"")
     with pytest.raises(InputError, match="not one of the 1 clips"):
         evaluate_clips(model, root)
+
+
+def test_frechet_video_distance_over_sixteen_frames_each(tmp_path, monkeypatch):
+    """17 and 33 frames: one clip of sixteen and two; the windows of 3 frames cross their bounds."""
+    monkeypatch.setattr(I3D, "forward", lambda self, x, names: {"logits": x.flatten(3).mean(3).flatten(1)})
+    extractor = VideoExtractor("i3d:stylegan-v", I3D(classes=1), VIDEO_EXTRACTORS["i3d:stylegan-v"], 16)
+    root, model = clips(tmp_path / "c", [17, 33]), vistok.create("toy-video")
+    found = evaluate_clips(model, root, fvd=extractor)
+    whole = [read_clip(root / f"{name}.mp4")[0] for name in ("00", "01")]
+    rebuilt = [model.decode(model.encode(clip), dtype=torch.uint8) for clip in whole]
+    cut = [torch.cat([a[:, :, :16], b[:, :, :16], b[:, :, 16:32]]) for a, b in (whole, rebuilt)]
+    assert found.prefixes[0].fvd == pytest.approx(fvd(cut[1], cut[0], extractor), rel=1e-6)
+    (receipt,) = [one for one in found.receipts() if one.metric == "fvd"]
+    assert (receipt.protocol["samples"], receipt.protocol["frames"]) == (3, 16)
+    assert receipt.protocol["extractor weights"] == extractor.hash
+    assert {one.metric for one in found.receipts()} == {"psnr", "ssim", "fvd"}
+    assert found.reference != evaluate_clips(model, root, size=16).reference
+    (root / "01.mp4").unlink()
+    with pytest.raises(InputError, match="1 clips of 16 frames"):
+        evaluate_clips(model, root, fvd=extractor)

@@ -32,11 +32,13 @@ def command(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="More, with commas: fid, sfid, is, kid, precision, recall, .., lpips-vgg, lpips-alex, clip-score."
+            help="More, with commas: fid, sfid, is, kid, precision, recall, .., lpips-vgg, lpips-alex, clip-score; "
+            "of clips fvd."
         ),
     ] = None,
     extractor: Annotated[
-        str | None, typer.Option(help="Features of the distances, such as dinov2-l14. Default: the protocol's.")
+        str | None,
+        typer.Option(help="Features of the distances, such as dinov2-l14. Default: the protocol's. Of fvd a FILE."),
     ] = None,
     weights: Annotated[
         list[str] | None,
@@ -69,9 +71,9 @@ def command(
         _stability(tokenizer, source, size, limit, as_json)
         return
     clips = source.kind == "clips"
-    if clips and (metrics or extractor or protocol != "vistok"):
-        raise InputError("--protocol, --metrics and --extractor are for pictures; clips have PSNR and SSIM per frame")
-    more = {} if clips else _judges(protocol, metrics, extractor, weights)
+    if clips and protocol != "vistok":
+        raise InputError("--protocol is for pictures; clips are cut and rounded in one way")
+    more = _video_judge(metrics, extractor, weights) if clips else _judges(protocol, metrics, extractor, weights)
     measured: Any = evaluate_clips if clips else evaluate
     with bar("eval", len(source)) as advance:
         found: Any = measured(tokenizer, source, size=size, length=length, progress=advance, **more)
@@ -110,13 +112,9 @@ def _judges(protocol: str, metrics: str | None, extractor: str | None, weights: 
     from vistok.evaluation.protocols import find_protocol
 
     rules = find_protocol(protocol)
-    files: dict[str, list[str]] = {}
-    for one in weights or []:
-        name, _, file = one.partition("=")
-        if not file:
-            raise InputError(f"--weights {one}: expected NAME=FILE, such as inception=pt_inception-2015-12-05.pth")
-        files.setdefault(name.strip(), []).append(file.strip())
-    wanted = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    files, wanted = _files(weights), _names(metrics)
+    if "fvd" in wanted:
+        raise InputError("fvd is a distance of clips, and --data holds pictures")
     lpips = [name for name in wanted if name.startswith("lpips")]
     scores = [name for name in wanted if name in ("clip-score", "clip_score")]
     others = [name for name in wanted if name not in lpips + scores]
@@ -143,6 +141,41 @@ def _judges(protocol: str, metrics: str | None, extractor: str | None, weights: 
     return found
 
 
+def _video_judge(metrics: str | None, extractor: str | None, weights: list[str] | None) -> dict[str, Any]:
+    """The same of `evaluate_clips`. `extractor` is a name of `VIDEO_EXTRACTORS`, or a file of I3D's weights."""
+    from vistok.errors import InputError
+    from vistok.metrics.fvd import DEFAULT, VIDEO_EXTRACTORS, build_video_extractor
+
+    wanted, files = _names(metrics), _files(weights)
+    unknown = [name for name in wanted if name != "fvd"]
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}: of clips there are PSNR and SSIM per frame, and fvd")
+    if not wanted and not extractor and not files:
+        return {}
+    named = extractor is None or extractor in VIDEO_EXTRACTORS or extractor.startswith("i3d:")
+    chosen = files.pop("i3d", None) if named else [str(extractor)]
+    if files:
+        raise InputError(f"--weights for {', '.join(files)}, which nothing here uses; clips take i3d=FILE")
+    return {"fvd": build_video_extractor((extractor or DEFAULT) if named else DEFAULT, chosen)}
+
+
+def _names(metrics: str | None) -> list[str]:
+    return [name.strip() for name in (metrics or "").split(",") if name.strip()]
+
+
+def _files(weights: list[str] | None) -> dict[str, list[str]]:
+    """Files by the name of what they are for. Raises InputError for one without a name."""
+    from vistok.errors import InputError
+
+    found: dict[str, list[str]] = {}
+    for one in weights or []:
+        name, _, file = one.partition("=")
+        if not file:
+            raise InputError(f"--weights {one}: expected NAME=FILE, such as inception=pt_inception-2015-12-05.pth")
+        found.setdefault(name.strip(), []).append(file.strip())
+    return found
+
+
 def _show(found: "Reconstruction") -> None:
     from rich.table import Table
 
@@ -153,10 +186,7 @@ def _show(found: "Reconstruction") -> None:
     output().print(f"bits: {told['bits']}", soft_wrap=True)
     named = (["lpips"] if "lpips" in told else []) + list(found.features)
     masks = any(row.iou is not None for row in found.prefixes)
-    for name in found.features:
-        output().print(
-            f"{name}: {', '.join(f'{key} {value}' for key, value in found.features[name].items())}", soft_wrap=True
-        )
+    _show_features(found.features)
     for name, value in found.originals.items():
         output().print(f"{name} of the originals: {value:.4g}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
@@ -197,6 +227,7 @@ def _show_clips(found: "ClipReconstruction") -> None:
     output().print(f"[bold]{found.model}[/bold] on {total} of {found.data}", soft_wrap=True)
     output().print(f"{told['crop']}; windows of {told['windows']}; {told['rounding']}", soft_wrap=True)
     output().print(f"PSNR {told['psnr']}; SSIM {told['ssim']}; bits: {told['bits']}", soft_wrap=True)
+    _show_features(found.features)
     table = Table(box=None, pad_edge=False)
     for column in (
         "tokens/frame",
@@ -207,6 +238,7 @@ def _show_clips(found: "ClipReconstruction") -> None:
         "+-",
         "worst",
         "SSIM",
+        *["FVD"] * ("fvd" in found.features),
         "decode frames/s",
     ):
         table.add_column(column, justify="right")
@@ -220,11 +252,17 @@ def _show_clips(found: "ClipReconstruction") -> None:
             f"{row.psnr_deviation:.2f}",
             f"{row.psnr_worst:.2f}",
             f"{row.ssim:.4f}",
+            *[_number(row.fvd, ".4g")] * ("fvd" in found.features),
             f"{row.decode_frames_per_second:.3g}",
         )
     output().print(table)
     _show_codebooks(found.codebooks)
     output().print(f"encode {found.encode_frames_per_second:.3g} frames/s")
+
+
+def _show_features(features: dict[str, dict[str, Any]]) -> None:
+    for name, told in features.items():
+        output().print(f"{name}: {', '.join(f'{key} {value}' for key, value in told.items())}", soft_wrap=True)
 
 
 def _show_codebooks(codebooks: "list[CodebookUse]") -> None:

@@ -1,6 +1,7 @@
 """How well a tokenizer rebuilds clips, at every prefix length: what `vistok eval` prints for a folder of them.
 
     clip ── windows ──> encode_windows ──> Tokens ── prefix(k), decode_windows ──> windows ──> PSNR, SSIM per frame
+                                             |                                    \\──> 16 frames each ──> FVD
                                              \\──> bits per pixel, frame and second, codebook usage, frames/s
 
 One window of frames is in memory at a time; clips are read once for their tokens and once more for every comparison.
@@ -12,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import sha256
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -23,10 +25,14 @@ from torch import Tensor
 from vistok.data.clips import ClipItem, check_takes_clips
 from vistok.data.items import Item, Source
 from vistok.data.sources import Where, open_source
+from vistok.environment import environment
 from vistok.errors import FormatError, InputError
 from vistok.evaluation.protocols import evaluation_crop
+from vistok.evaluation.receipt import VERSION, Receipt, plain
 from vistok.evaluation.reconstruction import fitting, prefix_lengths
 from vistok.metrics.codes import CodebookUse, CodeStatistics
+from vistok.metrics.frechet import frechet_distance
+from vistok.metrics.fvd import ClipFeatures, VideoExtractor
 from vistok.metrics.psnr import psnr
 from vistok.metrics.ssim import DEFAULT, ssim
 from vistok.metrics.stream import Mean
@@ -44,7 +50,7 @@ class ClipQuality:
     """Means for one prefix length. `tokens` and bits are sums over all clips, divided by frames, pixels or seconds.
 
     psnr: dB, over frames, with its deviation between frames; `psnr_worst` is the worst frame's. bits: of the codes as
-    packed in the token file, without its header.
+    packed in the token file, without its header. fvd: where it was asked for.
     """
 
     share: float  # of the tokens
@@ -57,6 +63,7 @@ class ClipQuality:
     psnr_worst: float
     ssim: float
     decode_frames_per_second: float
+    fvd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,27 @@ class ClipReconstruction:
     prefixes: list[ClipQuality]
     codebooks: list[CodebookUse] = field(default_factory=list)
     encode_frames_per_second: float = 0.0
+    reference: str = ""  # the first 16 hexadecimal digits of a SHA-256 of the originals as they are compared
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)  # of FVD, its variant, extractor and clips
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def receipts(self) -> list[Receipt]:
+        """Every value with all that decided it; `tokens` are those of a frame, `samples` frames or, of FVD, clips."""
+        shared: dict[str, Any] = {key: self.protocol[key] for key in ("crop", "windows", "rounding")}
+        shared |= {"samples": self.frames, "reference": self.reference}
+        ran, found = environment(), []
+        for row in self.prefixes:
+            for metric, value in {"psnr": row.psnr, "ssim": row.ssim, "fvd": row.fvd}.items():
+                if value is not None:
+                    own = self.features.get(metric, {"variant": self.protocol.get(metric, "")})
+                    model = {"name": self.model, "weights": self.weights}
+                    settings = self.settings | {"tokens": row.tokens_per_frame}
+                    found.append(Receipt(metric, value, shared | own, model, settings, environment=ran))
+        return found
 
     def plain(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return asdict(self)
+        """All fields as JSON values, and the receipts."""
+        return asdict(self) | {"receipts_version": VERSION, "receipts": plain(self.receipts())}
 
 
 def evaluate_clips(
@@ -86,17 +110,20 @@ def evaluate_clips(
     *,
     size: int | None = None,
     length: int | None = None,
+    fvd: VideoExtractor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ClipReconstruction:
     """Encode and decode every clip of `data`, at every prefix length or at `length` tokens alone.
 
     size: side of each frame's centre crop (smaller frames are scaled up to it); None or 0 takes frames whole.
+    fvd: the network of a Frechet video distance, which is then taken over every 16 consecutive frames.
     progress: called with the clips done and those skipped.
-    Raises InputError for a tokenizer of pictures, an illegal length, or where no clip can be read.
+    Raises InputError for a tokenizer of pictures, an illegal length, where no clip can be read, or there are too few of
+    16 frames for an FVD.
     """
     source = open_source(data)
     check_takes_clips(tokenizer, source.name)
-    run = _Run(tokenizer, length, partial(evaluation_crop, size=size) if size else None)
+    run = _Run(tokenizer, length, partial(evaluation_crop, size=size) if size else None, fvd)
     skipped: dict[str, str] = {}
     for place, item in enumerate(source):
         try:
@@ -129,14 +156,21 @@ def evaluate_clips(
         prefixes=run.rows(),
         codebooks=run.codes.rows() if run.discrete else [],
         encode_frames_per_second=run.frames / run.encode_seconds,
+        reference=run.reference.hexdigest()[:16],
+        features={}
+        if run.real is None
+        else {"fvd": run.real.extractor.protocol | {"samples": run.real.count, "frames": run.real.frames}},
+        settings={"dtype": str(tokenizer.dtype).removeprefix("torch."), "device": tokenizer.device.type},
     )
 
 
 class _Run:
     """Sums over the clips so far."""
 
-    def __init__(self, tokenizer: Tokenizer, length: int | None, cut: Cut) -> None:
+    def __init__(self, tokenizer: Tokenizer, length: int | None, cut: Cut, fvd: VideoExtractor | None) -> None:
         self.tokenizer, self.length, self.cut = tokenizer, length, cut
+        self.reference = sha256()
+        self.real = None if fvd is None else ClipFeatures(fvd)
         self.codes, self.discrete = CodeStatistics(), False
         self.clips = self.frames = self.pixels = self.tokens = 0
         self.seconds = self.encode_seconds = 0.0
@@ -174,17 +208,29 @@ class _Run:
         if self.length is not None:
             lengths = [self.tokenizer.spec.of(canvas).check_prefix(self.length)]
         while len(self.sums) < len(lengths):
-            self.sums.append(_Sums())
-        for sums, prefix in zip(self.sums, lengths, strict=True):
+            self.sums.append(_Sums(None if self.real is None else ClipFeatures(self.real.extractor)))
+        for place, (sums, prefix) in enumerate(zip(self.sums, lengths, strict=True)):
             shorter = tokens if prefix == tokens.length else tokens.prefix(prefix)
             sums.tokens += prefix
             sums.bits += int(shorter.bits()[0])
             with closing(sums.decoding.over(self._decoded(shorter))) as windows:
                 for rebuilt, original in zip(windows, clip.windows(self.tokenizer.spec.window, self.cut), strict=True):
                     sums.compare(rebuilt.cpu(), original, self.tokenizer.name)
+                    if not place:
+                        self._count(original)
+            for features in (sums.features, None if place else self.real):
+                if features is not None:
+                    features.end()
+
+    def _count(self, original: Tensor) -> None:
+        """Originals as they are compared, once, whatever the number of prefixes."""
+        self.reference.update(str(tuple(original.shape)).encode() + original.contiguous().numpy().tobytes())
+        if self.real is not None:
+            self.real.update(original)
 
     def rows(self) -> list[ClipQuality]:
         """One row per prefix length, shortest first."""
+        real = None if self.real is None else self.real.gaussian()
         return [
             ClipQuality(
                 share=sums.tokens / self.tokens,
@@ -197,6 +243,7 @@ class _Run:
                 psnr_worst=sums.worst,
                 ssim=sums.ssim.mean or 0.0,
                 decode_frames_per_second=self.frames / sums.decoding.seconds,
+                fvd=None if real is None or sums.features is None else frechet_distance(sums.features.gaussian(), real),
             )
             for sums in self.sums
         ]
@@ -220,8 +267,8 @@ class _Run:
 class _Sums:
     """Of one prefix length."""
 
-    def __init__(self) -> None:
-        self.tokens, self.bits, self.worst = 0, 0, float("inf")
+    def __init__(self, features: ClipFeatures | None) -> None:
+        self.tokens, self.bits, self.worst, self.features = 0, 0, float("inf"), features
         self.psnr, self.ssim, self.decoding = Mean(), Mean(), _Clock()
 
     def compare(self, rebuilt: Tensor, original: Tensor, name: str) -> None:
@@ -236,6 +283,8 @@ class _Sums:
         self.psnr.update(values)
         self.worst = min(self.worst, float(values.min()))
         self.ssim.update(ssim(ours, theirs))
+        if self.features is not None:
+            self.features.update(rebuilt)
 
 
 class _Clock:

@@ -115,7 +115,7 @@ def build_extractor(name: str, weights: Source | Sequence[Source] | None = None)
     """
     if name in INCEPTIONS:
         network = FIDInception()
-        _fill(network, read_weights(weights or INCEPTION_WEIGHTS, f"the extractor {name}"), name)
+        fill(network, read_weights(weights or INCEPTION_WEIGHTS, f"the extractor {name}"), name)
         return Extractor(
             name, network, INCEPTIONS[name], network, ("2048", *(key for key in FEATURES if key != "2048"))
         )
@@ -148,7 +148,15 @@ def _vision(name: str, weights: Source | Sequence[Source] | None) -> Extractor:
     return Extractor(name, model, way, lambda x, names: {"features": model(pixel_values=x).last_hidden_state[:, 0]})
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
+def fill(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load published weights; counters of BatchNorm may be missing. Raises MismatchError where they do not fit."""
+    ours = network.state_dict()
+    wrong = [key for key, value in state.items() if key in ours and ours[key].shape != value.shape]
+    if wrong:
+        raise MismatchError(
+            f"these weights are not the {name}'s: {wrong[0]} is {tuple(state[wrong[0]].shape)}, where "
+            f"{tuple(ours[wrong[0]].shape)} is expected"
+        )
     missing, extra = network.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or extra:
