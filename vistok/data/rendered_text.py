@@ -77,7 +77,7 @@ def render(
         box = (x, y, x + width, y + tall)
         if any(box[0] < b[2] + 4 and b[0] < box[2] + 4 and box[1] < b[3] + 4 and b[1] < box[3] + 4 for b in taken):
             continue
-        draw.text((x - left, y - top), word, font=font, fill=_contrasting(image, box, rng))
+        draw.text((x - left, y - top), word, font=font, fill=contrasting(image, box, rng))
         taken.append(box)
         found.append({"rec": word, "bbox": list(box), "ratio": tall / longest})
     return image, found
@@ -110,6 +110,16 @@ def write_text_bench(
     return target
 
 
+def contrasting(image: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> tuple[int, ...]:
+    """A random colour whose brightness is at least 100 levels from what is under the box."""
+    under = np.asarray(image.crop(box).convert("L"), dtype=np.float64).mean()
+    for _ in range(50):
+        colour = rng.integers(0, 256, 3)
+        if abs(float(colour @ np.array([0.299, 0.587, 0.114])) - under) >= 100:
+            return tuple(map(int, colour))
+    return (0, 0, 0) if under > 127 else (255, 255, 255)
+
+
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
@@ -138,13 +148,3 @@ def _draws(path: Path, text: str) -> bool:
         if not _KNOWN[key]:
             return False
     return True
-
-
-def _contrasting(image: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> tuple[int, ...]:
-    """A random colour whose brightness is at least 100 levels from what is under the box."""
-    under = np.asarray(image.crop(box).convert("L"), dtype=np.float64).mean()
-    for _ in range(50):
-        colour = rng.integers(0, 256, 3)
-        if abs(float(colour @ np.array([0.299, 0.587, 0.114])) - under) >= 100:
-            return tuple(map(int, colour))
-    return (0, 0, 0) if under > 127 else (255, 255, 255)

@@ -37,7 +37,7 @@ def load(name: str) -> Any:
 
 def rapidocr() -> Reader:
     """RapidOCR's recogniser (PP-OCR through ONNX, its models come with the package), on crops of one line."""
-    engine = import_extra("rapidocr", "bench").RapidOCR(params={"Global.log_level": "error"})
+    engine = _engine()
 
     def read(crops: Sequence[np.ndarray]) -> list[str]:
         found = []
@@ -54,7 +54,7 @@ def rapidocr() -> Reader:
 
 def rapidocr_pages() -> Callable[[np.ndarray], str]:
     """RapidOCR on whole pictures: lines from top to bottom, joined by line breaks."""
-    engine = import_extra("rapidocr", "bench").RapidOCR(params={"Global.log_level": "error"})
+    engine = _engine()
 
     def read(picture: np.ndarray) -> str:
         found = engine(np.ascontiguousarray(picture[..., ::-1]))
@@ -64,3 +64,13 @@ def rapidocr_pages() -> Callable[[np.ndarray], str]:
         return "\n".join(found.txts[place] for place in order)
 
     return read
+
+
+def _engine() -> Any:
+    """RapidOCR, with as many threads as torch has."""
+    import torch
+
+    settings = {"Global.log_level": "error"} | {
+        f"EngineConfig.onnxruntime.{kind}_op_num_threads": torch.get_num_threads() for kind in ("intra", "inter")
+    }
+    return import_extra("rapidocr", "bench").RapidOCR(params=settings)

@@ -22,7 +22,7 @@ from PIL import Image
 from vistok.data.images import read_image
 from vistok.errors import FormatError, InputError, UnknownNameError, nearest
 from vistok.evaluation.readers import Faces, Reader
-from vistok.evaluation.reconstruction import fitting
+from vistok.evaluation.reconstruction import fitting, prefix_lengths
 from vistok.metrics.psnr import psnr
 from vistok.metrics.text import reading
 from vistok.tokenizer import Tokenizer
@@ -74,17 +74,18 @@ def score_text(instances: Iterable[TextInstance], setting: str) -> dict[str, Bin
     """T-ACC and T-NED of the words of all sets together. Raises UnknownNameError for an unknown setting."""
     edges, found = _edges(TEXT_EDGES, setting), list(instances)
     return {
-        "t-acc": _binned([(one.ratio, one.accuracy) for one in found], edges),
-        "t-ned": _binned([(one.ratio, one.ned) for one in found], edges),
+        "t-acc": binned([(one.ratio, one.accuracy) for one in found], edges),
+        "t-ned": binned([(one.ratio, one.ned) for one in found], edges),
     }
 
 
 def score_faces(instances: Iterable[FaceInstance], setting: str) -> dict[str, Binned]:
     """F-Sim of faces. Raises UnknownNameError for an unknown setting."""
-    return {"f-sim": _binned([(one.ratio, one.similarity) for one in instances], _edges(FACE_EDGES, setting))}
+    return {"f-sim": binned([(one.ratio, one.similarity) for one in instances], _edges(FACE_EDGES, setting))}
 
 
-def _binned(scores: list[tuple[float, float]], edges: tuple[float, ...]) -> Binned:
+def binned(scores: list[tuple[float, float]], edges: tuple[float, ...]) -> Binned:
+    """Scores [(size, score)] by size, in the half-open bins between `edges`."""
     parts = [[s for ratio, s in scores if low <= ratio < high] for low, high in pairwise(edges)]
     means = tuple(fmean(part) if part else nan for part in parts)
     return Binned(edges, means, tuple(map(len, parts)), fmean(means), fmean(s for _, s in scores) if scores else nan)
@@ -191,23 +192,14 @@ def tokbench(
     words, similar, details, quality, annotated = [], [], [], [], 0
     for number, scene in enumerate(where):
         original = np.asarray(read_image(scene.path))
-        rebuilt = _rebuilt(tokenizer, original, int(setting))
-        quality.append(float(psnr(_planes(rebuilt), _planes(original))[0]))
+        rebuilt = rebuilt_at(tokenizer, original, int(setting))
+        quality.append(float(psnr(_planes(rebuilt[0]), _planes(original))[0]))
         annotated += len(scene.words)
-        kept = scene.words
-        if refine and kept:
-            seen = reader([_crop(original, box) for _, box, _ in kept])
-            kept = [word for word, read in zip(kept, seen, strict=True) if read == word[0]]
-        reads = reader([_crop(rebuilt, box) for _, box, _ in kept]) if kept else []
-        for (true, box, ratio), read in zip(kept, reads, strict=True):
-            how = reading(true, read)
-            words.append(TextInstance(ratio, float(how.raw), 1 - how.raw_ned))
+        (found,) = judged(scene, original, rebuilt, reader, faces, refine=refine)
+        words += found.words
+        similar += found.faces
+        for (true, box, ratio), read in zip(found.kept, found.reads, strict=True):
             details.append({"file": scene.name, "true": true, "read": read, "ratio": ratio, "box": list(box)})
-        if faces is not None and scene.faces:
-            pairs = [[(picture, points) for points, _ in scene.faces] for picture in (original, rebuilt)]
-            a, b = (faces(part) for part in pairs)
-            cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-            similar += [FaceInstance(r, float(c)) for (_, r), c in zip(scene.faces, cosine, strict=True)]
         if progress is not None:
             progress(number + 1, len(where))
     if not words and not similar:
@@ -226,17 +218,65 @@ def tokbench(
     )
 
 
-def _rebuilt(tokenizer: Tokenizer, picture: np.ndarray, longest: int) -> np.ndarray:
-    """Through the tokenizer with the longer side at `longest` pixels, and back to the picture's own size."""
+@dataclass(frozen=True)
+class Judged:
+    """One rebuilt scene: its words and faces with their scores, and what was read for the words that count."""
+
+    words: list[TextInstance]
+    faces: list[FaceInstance]
+    kept: list[tuple[str, tuple[int, int, int, int], float]]
+    reads: list[str]
+
+
+def judged(
+    scene: Scene,
+    original: np.ndarray,
+    rebuilt: Sequence[np.ndarray],
+    reader: Reader | None,
+    faces: Faces | None = None,
+    *,
+    refine: bool = True,
+) -> list[Judged]:
+    """Every rebuilt picture uint8 (H, W, 3) against the original; see `tokbench`. The original is read once."""
+    kept = scene.words if reader is not None else []
+    if reader is not None and refine and kept:
+        seen = reader([_crop(original, box) for _, box, _ in kept])
+        kept = [word for word, read in zip(kept, seen, strict=True) if read == word[0]]
+    embed = faces is not None and bool(scene.faces)
+    known = faces([(original, points) for points, _ in scene.faces]) if faces is not None and embed else None
+    found = []
+    for picture in rebuilt:
+        reads = reader([_crop(picture, box) for _, box, _ in kept]) if reader is not None and kept else []
+        words, similar = [], []
+        for (true, _, ratio), read in zip(kept, reads, strict=True):
+            how = reading(true, read)
+            words.append(TextInstance(ratio, float(how.raw), 1 - how.raw_ned))
+        if faces is not None and known is not None:
+            now = faces([(picture, points) for points, _ in scene.faces])
+            cosine = (known * now).sum(1) / (np.linalg.norm(known, axis=1) * np.linalg.norm(now, axis=1))
+            similar = [FaceInstance(r, float(c)) for (_, r), c in zip(scene.faces, cosine, strict=True)]
+        found.append(Judged(words, similar, kept, reads))
+    return found
+
+
+def rebuilt_at(tokenizer: Tokenizer, picture: np.ndarray, longest: int, *, every: bool = False) -> list[np.ndarray]:
+    """Through the tokenizer with the longer side at `longest` pixels, and back to the picture's own size.
+
+    One picture uint8 (H, W, 3) from all tokens, or with `every` one from each of `prefix_lengths`, shortest first.
+    """
     image = Image.fromarray(picture)
     scale = longest / max(image.size)
     small = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
     )
-    on_size = fitting(tokenizer.spec, (small.height, small.width))
-    pixels = tokenizer.decode(tokenizer.encode(small, on_size=on_size), dtype=torch.uint8)
-    back = Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy()).resize(image.size, Image.Resampling.BICUBIC)
-    return np.asarray(back)
+    tokens = tokenizer.encode(small, on_size=fitting(tokenizer.spec, (small.height, small.width)))
+    lengths = prefix_lengths(tokenizer.spec.of(tokens.canvas[0])) if every else [tokens.length]
+    found = []
+    for length in lengths:
+        shorter = tokens if length == tokens.length else tokens.prefix(length)
+        pixels = tokenizer.decode(shorter, dtype=torch.uint8)[0].permute(1, 2, 0).cpu().numpy()
+        found.append(np.asarray(Image.fromarray(pixels).resize(image.size, Image.Resampling.BICUBIC)))
+    return found
 
 
 def _crop(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
