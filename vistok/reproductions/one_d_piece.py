@@ -80,8 +80,8 @@ REPRODUCTION = Reproduction(
     "report, not part of the rule",
     baseline="whole",
     arms={
-        "tail drop": Arm("tail token drop", partial(trained, name="one-d-piece-drop"), 2),
-        "whole": Arm("no drop: TiTok, cut only in the test", partial(trained, name="one-d-piece-whole"), 2),
+        "tail drop": Arm("tail token drop", partial(trained, name="one-d-piece-drop"), 11),
+        "whole": Arm("no drop: TiTok, cut only in the test", partial(trained, name="one-d-piece-whole"), 11),
     },
     rule=(
         Condition("dB gained at every doubling, the least", of("tail drop", "smallest rise"), at_least=0.1),

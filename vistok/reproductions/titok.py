@@ -129,12 +129,12 @@ REPRODUCTION = Reproduction(
     "rule",
     baseline="grid",
     arms={
-        "sequence": Arm("TiTok, 16 tokens", partial(trained, name="titok-sequence", tokens=16), 2),
+        "sequence": Arm("TiTok, 16 tokens", partial(trained, name="titok-sequence", tokens=16), 9),
         "grid": Arm(
             "4 x 4 tokens on a grid, 1.3 times the steps",
-            partial(trained, name="titok-grid", tokens=16), 2, steps=2600,
+            partial(trained, name="titok-grid", tokens=16), 10, steps=2600,
         ),
-        "short": Arm("TiTok, 4 tokens", partial(trained, name="titok-sequence", tokens=4), 2, seeds=1),
+        "short": Arm("TiTok, 4 tokens", partial(trained, name="titok-sequence", tokens=4), 8, seeds=1),
     },
     rule=(
         Condition("test error, sequence over grid", ratio("mse", "sequence", over="grid"), at_most=0.95),
