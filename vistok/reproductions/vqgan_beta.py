@@ -26,7 +26,7 @@ REPRODUCTION = Reproduction(
     rule=(
         Condition("test error, legacy over plain", ratio("mse", "legacy", over="plain"), at_least=0.97, at_most=1.03),
     ),
-    steps=600,
+    steps=300,
     batch=32,
     report=("mse", "usage", "perplexity"),
 )
