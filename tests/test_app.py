@@ -10,8 +10,8 @@ from PIL import Image
 
 import vistok
 from vistok import app
+from vistok.edits import position_at, with_token
 from vistok.errors import InputError
-from vistok.tokens import Tokens
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -43,24 +43,35 @@ def test_rebuilding(folder):
         app.rebuild(name, image, edit="explode")
 
 
-def test_edits_stay_within_segments(folder):
-    model = vistok.load(str(folder / "model"))
-    tokens = model.encode(Image.open(folder / "photo.png"))
-    for edit in app.EDITS:
-        changed = app.edited(tokens, edit)
-        start = 0
-        for segment in tokens.segments:
-            before, after = (part.codes[0, start : start + segment.count] for part in (tokens, changed))
-            start += segment.count
-            assert set(after.tolist()) <= set(before.tolist())
-            if edit in ("shuffle", "swap halves"):
-                assert sorted(after.tolist()) == sorted(before.tolist())
-            if edit == "repeat the first":
-                assert set(after.tolist()) == {int(before[0])}
-            if edit == "mean picture":
-                assert len(set(after.tolist())) == 1
-    assert torch.equal(app.edited(tokens, "shuffle", 3).codes, app.edited(tokens, "shuffle", 3).codes)
-    assert isinstance(app.edited(tokens, "shuffle"), Tokens)
+def test_a_click_on_the_map_names_a_token(folder):
+    name, image = str(folder / "model"), Image.open(folder / "photo.png")
+    tokens = vistok.load(name).encode(image)
+    assert app.picked(name, image, 1.0, 40, 50) == position_at(tokens, (64, 96), 40, 50)
+    few = tokens.prefix(int(vistok.load(name).spec.at(tokens.canvas[0].coded).prefixes[0]))
+    assert app.picked(name, image, 0.01, 40, 50) == position_at(few, (64, 96), 40, 50) < few.length
+
+
+def test_which_pixels_follow_a_token(folder):
+    name, image = str(folder / "model"), Image.open(folder / "photo.png")
+    model = vistok.load(name)
+    tokens = model.encode(image)
+    found = app.change_token(name, image, tokens.length - 1, "randomise", seed=3)
+    after = with_token(tokens, tokens.length - 1, "randomise", seed=3)
+    pictures = [model.decode(one, dtype=torch.uint8)[0].permute(1, 2, 0).numpy().astype(int) for one in (tokens, after)]
+    gap = np.abs(pictures[1] - pictures[0]).max(2)
+    assert np.array_equal(found.picture, pictures[1])
+    assert gap.max() > 0
+    assert np.array_equal(found.where[..., 0] > 0, gap * 255 // gap.max() > 0)
+    assert found.where.max() == 255
+    assert f"{(gap > 0).mean():.1%} of the pixels change" in found.told
+    assert f"code {int(tokens.codes[0, -1])} to {int(after.codes[0, -1])}" in found.told
+    same = app.change_token(name, image, 0, "set", value=int(tokens.codes[0, 0]))
+    assert "no pixel changes" in same.told
+    assert not same.where.any()
+    few = app.change_token(name, image, 0, "randomise", share=0.01)
+    assert few.picture.shape == (64, 96, 3)
+    with pytest.raises(InputError, match="no token"):
+        app.change_token(name, image, tokens.length - 1, share=0.01)
 
 
 def test_large_pictures():
@@ -95,6 +106,16 @@ def test_the_page_with_real_clicks(folder):
             shuffled = tab.inner_text("#told p")
             assert shuffled.split("PSNR")[0] == whole.split("PSNR")[0]
             assert shuffled != whole
+            tab.click("#change")
+            tab.wait_for_selector("#touched strong")
+            first = tab.inner_text("#touched p")
+            assert first.startswith("token 0")
+            tab.wait_for_selector("#where img")
+            tab.locator("#map img").click(position={"x": 3, "y": 3})
+            tab.wait_for_function("old => document.querySelector('#touched p')?.innerText !== old", arg=first)
+            clicked = tab.inner_text("#touched p")
+            tokens = vistok.load(str(folder / "model")).encode(Image.open(folder / "photo.png"))
+            assert clicked.startswith(f"token {position_at(tokens, (64, 96), 0, 0)},"), "the map's first corner"
             browser.close()
     finally:
         page.close()

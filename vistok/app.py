@@ -2,15 +2,16 @@
 
     photograph -> tokenizer, number of tokens -> reconstruction, difference, token map, bits
                -> tokens shuffled, repeated, painted over or moved -> what the picture becomes
+               -> one token set, drawn anew or a bit of it flipped -> which pixels change
     class -> generator -> pictures
 
-Everything that a button does is a plain function here, `rebuild`, `edited`, `generated`; `build` puts Gradio in front
-of them. The page answers on the loopback address alone unless told otherwise, takes pictures up to a limit, and works
-on one request at a time.
+Everything that a button does is a plain function here, `rebuild`, `edited`, `change_token`, `generated`; `build` puts
+Gradio in front of them. The page answers on the loopback address alone unless told otherwise, takes pictures up to a
+limit, and works on one request at a time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 import vistok
+from vistok.edits import ACTIONS, EDITS, edited, grid_of, position_at, segment_at, with_token
 from vistok.errors import InputError, VistokError
 from vistok.evaluation.reconstruction import fitting
 from vistok.extras import import_extra
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 MOST_PIXELS, MOST_BYTES = 1 << 21, "12mb"
 SHOWN = 768  # the longer side of a picture that is scaled down to be worked on
-EDITS = ("as they are", "shuffle", "repeat the first", "mean picture", "swap halves")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,18 @@ class Rebuilt:
     picture: np.ndarray
     difference: np.ndarray
     map: np.ndarray | None
+    told: str
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What one token does: the picture after it was changed and where it differs, uint8 (H, W, 3), and words on it.
+
+    `where` is the largest difference of the three colours, scaled so that the largest of all is white.
+    """
+
+    picture: np.ndarray
+    where: np.ndarray
     told: str
 
 
@@ -77,12 +90,8 @@ def prepared(image: Image.Image) -> Image.Image:
 
 def rebuild(name: str, image: Image.Image, share: float = 1.0, edit: str = EDITS[0], seed: int = 0) -> Rebuilt:
     """Encode, keep a share of the prefixes, edit, decode, and say how well. Raises InputError for an unknown edit."""
-    model, pixels = tokenizer(name), from_pil(prepared(image))
-    tokens = model.encode(pixels, on_size=fitting(model.spec, _size(pixels)))
-    spec = model.spec.of(tokens.canvas[0])
-    lengths = spec.prefixes
-    length = lengths[min(len(lengths) - 1, max(0, round(share * len(lengths)) - 1))]
-    kept = tokens if length == tokens.length else tokens.prefix(length)
+    model, pixels, tokens, kept = _kept(name, image, share)
+    length = kept.length
     changed = edited(kept, edit, seed)
     decoded = model.decode(changed, dtype=torch.uint8).cpu()
     difference = (decoded.int() - pixels.int()).abs().mul(4).clamp(max=255).to(torch.uint8)
@@ -94,48 +103,87 @@ def rebuild(name: str, image: Image.Image, share: float = 1.0, edit: str = EDITS
     return Rebuilt(_array(decoded), _array(difference), token_map(changed, _size(pixels)), told)
 
 
-def edited(tokens: Tokens, edit: str, seed: int = 0) -> Tokens:
-    """Tokens of one picture, edited within every segment, so that each keeps the codes of its own codebook.
+def _kept(name: str, image: Image.Image, share: float) -> tuple[Tokenizer, torch.Tensor, Tokens, Tokens]:
+    """The tokenizer, the picture's pixels, its tokens, and the share of them that is looked at."""
+    model, pixels = tokenizer(name), from_pil(prepared(image))
+    tokens = model.encode(pixels, on_size=fitting(model.spec, _size(pixels)))
+    lengths = model.spec.of(tokens.canvas[0]).prefixes
+    length = lengths[min(len(lengths) - 1, max(0, round(share * len(lengths)) - 1))]
+    return model, pixels, tokens, tokens if length == tokens.length else tokens.prefix(length)
 
-    shuffle: put in a random order. repeat the first: everywhere the segment's first token. mean picture: the segment's
-    most frequent code, or its mean vector. swap halves: the last half before the first.
+
+def change_token(
+    name: str,
+    image: Image.Image,
+    position: int,
+    action: str = ACTIONS[1],
+    *,
+    value: float = 0,
+    column: int = 0,
+    share: float = 1.0,
+    edit: str = EDITS[0],
+    seed: int = 0,
+) -> Changed:
+    """Change one token of what `rebuild` shows (the same share and edit of the picture), and see which pixels follow.
+
+    position, action, value, column: as of `with_token`, which says what is raised.
     """
-    if edit not in EDITS:
-        raise InputError(f"no edit {edit!r}; there are {', '.join(EDITS)}")
-    data = tokens.data.clone()
-    rng, start = torch.Generator().manual_seed(seed), 0
-    for segment in tokens.segments:
-        stop = min(start + segment.count * max(1, tokens.canvas[0].pieces), data.shape[1])
-        part = data[:, start:stop]
-        if edit == "shuffle":
-            data[:, start:stop] = part[:, torch.randperm(stop - start, generator=rng)]
-        elif edit == "repeat the first":
-            data[:, start:stop] = part[:, :1]
-        elif edit == "mean picture":
-            data[:, start:stop] = part.mode(1, keepdim=True).values if tokens.codes is not None else part.mean(1, True)
-        elif edit == "swap halves":
-            data[:, start:stop] = part.roll((stop - start) // 2, 1)
-        start = stop
-    return replace(tokens, codes=data) if tokens.codes is not None else replace(tokens, vectors=data)
+    model, _, _, kept = _kept(name, image, share)
+    before = edited(kept, edit, seed)
+    after = with_token(before, position, action, value=value, column=column, seed=seed)
+    pictures = [model.decode(tokens, dtype=torch.uint8).cpu() for tokens in (before, after)]
+    gap = (pictures[1].int() - pictures[0].int()).abs().amax(1)[0]
+    largest = int(gap.max())
+    where = (gap * 255 / max(largest, 1)).to(torch.uint8)[None, None].expand(1, 3, -1, -1)
+    return Changed(
+        _array(pictures[1]), _array(where), f"{_token_told(before, after, position, column)}: {_gap_told(gap)}"
+    )
+
+
+def picked(name: str, image: Image.Image, share: float, x: float, y: float) -> int:
+    """`position_at` of what `rebuild` shows of a picture."""
+    _, pixels, _, kept = _kept(name, image, share)
+    return position_at(kept, _size(pixels), x, y)
 
 
 def token_map(tokens: Tokens, size: tuple[int, int]) -> np.ndarray | None:
     """The finest grid of codes as colours, uint8 (H, W, 3), equal codes alike. None where there is no grid."""
-    if tokens.codes is None or tokens.canvas[0].pieces > 1:
+    grid = grid_of(tokens)
+    if tokens.codes is None or grid is None:
         return None
-    best, start = None, 0
-    for segment in tokens.segments:
-        stop = start + segment.count
-        if len(segment.shape) == 2 and stop <= tokens.length:
-            codes = tokens.codes[0, start:stop]
-            best = (codes if codes.ndim == 1 else codes[:, 0]).view(segment.shape)
-        start = stop
-    if best is None:
-        return None
+    segment, start = grid
+    codes = tokens.codes[0, start : start + segment.count]
+    best = (codes if codes.ndim == 1 else codes[:, 0]).view(segment.shape)
     hue = (best.double() * 0.381966) % 1  # the golden ratio spreads neighbouring numbers over the circle
     wheel = (torch.tensor([0.0, 1 / 3, 2 / 3])[:, None, None] + hue).mul(2 * torch.pi).cos().mul(0.4).add(0.5)
     image = Image.fromarray(wheel.mul(255).byte().permute(1, 2, 0).numpy())
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def _token_told(before: Tokens, after: Tokens, position: int, column: int) -> str:
+    segment, start = segment_at(before, position)
+    at = ", ".join(map(str, np.unravel_index(position - start, segment.shape)))
+    place = f"**token {position}**, {segment.name} ({at})"
+    if before.codes is None:
+        return f"{place}, a vector of {segment.dim}"
+    old, new = (
+        int(part[0, position] if part.ndim == 2 else part[0, position, column]) for part in (before.data, after.data)
+    )
+    several = f", column {column}" if len(segment.codebooks) > 1 else ""
+    return f"{place}{several}, code {old} to {new} of {segment.codebooks[column]:,}"
+
+
+def _gap_told(gap: torch.Tensor) -> str:
+    """What is said of differences (H, W) in levels of 255."""
+    changed = gap > 0
+    if not bool(changed.any()):
+        return "no pixel changes"
+    rows, columns = (changed.any(axis).nonzero().flatten() for axis in (1, 0))
+    share, mean = float(changed.double().mean()), float(gap[changed].double().mean())
+    return (
+        f"{share:.1%} of the pixels change, by {mean:.1f} levels on average and {int(gap.max())} at most, within rows "
+        f"{int(rows[0])} to {int(rows[-1])} and columns {int(columns[0])} to {int(columns[-1])}"
+    )
 
 
 def generated(name: str | None, condition: str, count: int, guidance: float | None, seed: int) -> list[np.ndarray]:
@@ -163,6 +211,34 @@ def build(models: Sequence[str] = ("strata",), generator_name: str | None = None
             raise gr.Error(str(error)) from error
         return found.picture, found.difference, found.map, found.told
 
+    def change(
+        name: str,
+        image: Any,
+        share: float,
+        edit: str,
+        seed: float,
+        position: float,
+        column: float,
+        action: str,
+        value: float,
+    ) -> tuple[Any, Any, str]:
+        if image is None:
+            return None, None, "Drop a photograph into the box above."
+        told: dict[str, Any] = {"value": value or 0, "column": int(column or 0), "share": share / 100, "edit": edit}
+        try:
+            found = change_token(name, image, int(position or 0), action, seed=int(seed or 0), **told)
+        except VistokError as error:
+            raise gr.Error(str(error)) from error
+        return found.picture, found.where, found.told
+
+    def pick(name: str, image: Any, share: float, event: Any) -> int:
+        try:
+            return picked(name, image, share / 100, *event.index)
+        except VistokError as error:
+            raise gr.Error(str(error)) from error
+
+    pick.__annotations__["event"] = gr.SelectData  # by which Gradio knows what to hand over
+
     def make(condition: str, count: float, guidance: float, seed: float) -> list[np.ndarray]:
         try:
             return generated(generator_name, condition, int(count), guidance or None, int(seed))
@@ -187,7 +263,23 @@ def build(models: Sequence[str] = ("strata",), generator_name: str | None = None
                     with gr.Row():
                         difference = gr.Image(label="difference x 4", interactive=False, elem_id="difference")
                         grid = gr.Image(label="codes of the finest grid", interactive=False, elem_id="map")
+            gr.Markdown("### One token\nClick on the map of codes, or name a position, and see which pixels follow it.")
+            with gr.Row():
+                with gr.Column():
+                    position = gr.Number(0, label="position in the sequence", precision=0, elem_id="position")
+                    action = gr.Radio(list(ACTIONS), value=ACTIONS[1], label="what is done to it", elem_id="action")
+                    value = gr.Number(0, label="the code to set, or the bit to flip", elem_id="value")
+                    column = gr.Number(0, label="column, where a token has several codes", precision=0)
+                    once = gr.Button("change this token", elem_id="change")
+                with gr.Column():
+                    touched = gr.Markdown(elem_id="touched")
+                    with gr.Row():
+                        changed = gr.Image(label="after the change", interactive=False, elem_id="changed")
+                        where = gr.Image(label="pixels that change", interactive=False, elem_id="where")
             inputs, outputs = [name, image, share, edit, seed], [rebuilt, difference, grid, told]
+            single, shown = [*inputs, position, column, action, value], [changed, where, touched]
+            once.click(change, single, shown, show_progress="minimal")
+            grid.select(pick, [name, image, share], position).then(change, single, shown, show_progress="minimal")
             for part in (image, name, edit, seed):
                 part.change(look, inputs, outputs, show_progress="minimal")
             share.release(look, inputs, outputs, show_progress="minimal")

@@ -18,7 +18,9 @@ def command(
     ] = "127.0.0.1",
 ) -> None:
     """Open a page to drop a photograph in: slide the number of tokens, see reconstruction, difference, bits and token
-    map, shuffle tokens and see what they carry, generate from a class. Needs `pip install 'vistok[app]'`."""
+    map, shuffle tokens or change a single one and see what they carry, generate from a class.
+
+    Needs `pip install 'vistok[app]'`."""
     from vistok.app import serve
 
     models = model or ["strata"]
