@@ -94,6 +94,8 @@ def picture(path: Path | None, size: tuple[int, int]) -> Image.Image:
         small = Image.fromarray(data.coffee())
     else:
         small = Image.open(path).convert("RGB")
+        if small.size == tuple(size):
+            return small
     scale = max(size[0] / small.width, size[1] / small.height)
     wide = small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)
     noise = np.random.RandomState(0).standard_normal((size[1], size[0], 3)).astype(np.float32) * 2

@@ -175,6 +175,16 @@ def reproduction(slug: str) -> str:
     )
 
 
+def written(name: str) -> str:
+    """A table as its benchmark wrote it, with the command that made it."""
+    path = RESULTS / f"{name}.md"
+    if not path.exists():
+        return "Not run yet."
+    found = result(name)
+    told = f"`{found['command']}`, {found['machine']}, weights {found['weights'][:8]}."
+    return path.read_text(encoding="utf-8").rstrip() + "\n\n" + told
+
+
 REPRODUCTION = "reproduction-"
 TABLES: dict[str, Callable[[], str]] = {
     "systems": systems,
@@ -184,6 +194,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "titok": lambda: race("titok"),
     "reducers": reducers,
     "generate": generate,
+    "files-kodak": lambda: written("files-kodak"),
+    "files-crops": lambda: written("files-crops"),
+    "progressive": lambda: written("progressive"),
 }
 
 

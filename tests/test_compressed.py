@@ -111,8 +111,8 @@ def test_every_flipped_bit_cut_and_tail_is_noticed(tok):
 
 def test_newer_versions_say_upgrade_and_other_models_say_which(tok):
     data = compress(tok, picture())
-    with pytest.raises(FormatError, match=r"version 4.*upgrade"):
-        decompress(tok, data[:1] + bytes([data[1] + 3]) + data[2:])
+    with pytest.raises(FormatError, match=r"version 5.*upgrade"):
+        decompress(tok, data[:1] + bytes([data[1] + 4]) + data[2:])
     other = vistok.create("layered-other")  # the same weights but for the prior
     with pytest.raises(MismatchError, match=tok.fingerprint[:6]):
         decompress(other, data)

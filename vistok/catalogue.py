@@ -18,6 +18,7 @@ from vistok.errors import UnknownNameError, nearest
 
 FOLDER = Path(__file__).parent / "systems"
 DEFAULT_MODEL = "strata"
+DEFAULT_COMPRESSOR = "strata"  # of `vistok compress`
 DEFAULT_GENERATOR = "llamagen-cifar10"
 
 

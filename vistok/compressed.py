@@ -19,35 +19,26 @@ come frames - 1 and the rate's numerator and denominator (0 and 0 where it is no
 The padding, the tiles or the windows follow from the size and the model. Token files (`Tokens.save`) carry names,
 layouts and batches, and are for storing; these are for few bytes.
 
-Version 2 is for tokenizers with an embedded stream (`EmbeddedStream`), of which every part from the beginning decodes:
-
-    | 1      | 0xF6                                                                                             |
-    | 1      | 2                                                                                                |
-    | 3      | the beginning of the fingerprint of the model's weights                                          |
-    | 2 to 5 | height - 1, width - 1, as above                                                                  |
-    | 1 to 5 | symbols in the stream, in the same way                                                           |
-    | ...    | the stream; 16 bits of a checksum over what was decoded are its last symbol                      |
-    | 2      | low half of the CRC-32 of everything before                                                      |
+Version 4 is for tokenizers with an embedded stream, of which every part from the beginning decodes
+(`vistok.embedded`).
 """
 
 import math
 import zlib
 from itertools import accumulate
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vistok import bits
+from vistok import bits, embedded
 from vistok.errors import FormatError, InputError
 from vistok.header import (
     CHECKSUM,
     CLIP,
-    EMBEDDED,
     ESCAPE,
     MAGIC,
-    SHORT_CHECKSUM,
     TAG,
     VERSION,
     Header,
@@ -56,35 +47,10 @@ from vistok.header import (
     peek,
 )
 from vistok.layout import Canvas, Size, TokenSpec
-from vistok.pixels import OnSize, as_uint8, fit, plan, restore, to_pixels
+from vistok.pixels import OnSize, as_uint8, plan, restore, to_pixels
 from vistok.prior import Coder, UniformCoder
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
-
-
-class EmbeddedStream(Protocol):
-    """What a tokenizer's `stream` does, where it has one. A state, of its own type, is what is known of a picture."""
-
-    def encode(
-        self, pixels: Tensor, *, segments: int | None = None, budget: int | None = None, enough: Any = None
-    ) -> tuple[bytes, int]:
-        """Pixels (1, C, H, W) of a legal size to a stream of so many segments or bytes, and its number of symbols.
-
-        `enough(state, bytes)` is asked after every segment, and ends the stream where it is true.
-        """
-
-    def encode_codes(self, codes: Tensor, size: Size) -> tuple[bytes, int]:
-        """Codes (1, n, C) of whole segments, in the same way."""
-
-    def decode(self, data: bytes, symbols: int, size: Size, partial: bool = False) -> Any:
-        """A stream, or with `partial` the beginning of one, to a state."""
-
-    def pixels(self, state: Any, dtype: torch.dtype) -> Tensor:
-        """A state to pixels (1, C, H, W)."""
-
-    def codes(self, state: Any) -> Tensor:
-        """A state to codes, long (1, n, C), -1 where a code is not known."""
-
 
 # -- pictures --------------------------------------------------------------------------------------------------------
 
@@ -124,7 +90,10 @@ def compress(
     size = (pixels.shape[2], pixels.shape[3])
     budget = bytes if bpp is None else int(bpp * size[0] * size[1] / 8)
     if _stream(tokenizer) is not None:
-        return _compress_stream(tokenizer, pixels, length, budget, psnr)
+        canvas = _canvas(tokenizer, size)
+        spec = _spec(tokenizer, canvas)
+        segments = None if length is None else spec.prefixes.index(spec.check_prefix(length)) + 1
+        return embedded.compress_stream(tokenizer, pixels, canvas, segments, budget, psnr)
     tokens = tokenizer.encode(pixels, on_size=_on_size(tokenizer, size))
     if budget is not None:
         return _within(tokenizer, tokens, budget)
@@ -141,84 +110,33 @@ def decompress(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> T
     Raises FormatError for a file that is damaged, cut short, too long or of a newer version, MismatchError for one of
     another model, or one that this machine does not decode to what was compressed.
     """
-    header = peek(data, partial=partial)
-    if header.symbols is None:
+    header = _peek(data, partial)
+    if not header.embedded:
         return tokenizer.decode(unpack(tokenizer, data), dtype=torch.uint8)
-    canvas, stream, state = _read_stream(tokenizer, data, header)
-    return restore(stream.pixels(state, torch.uint8), canvas)
+    return _decompress_stream(tokenizer, data, header, partial)[0]
 
 
-def _compress_stream(
-    tokenizer: Any, pixels: Tensor, length: int | None, budget: int | None, psnr: float | None
-) -> bytes:
-    """The file of an embedded stream, cut where asked for."""
-    canvas = _canvas(tokenizer, (pixels.shape[2], pixels.shape[3]))
-    spec, stream, fitted = _spec(tokenizer, canvas), tokenizer.stream, fit(pixels, canvas)
-    if psnr is not None:
-        return _stream_reaching(tokenizer, pixels, canvas, psnr)
-    if budget is None:
-        segments = None if length is None else spec.prefixes.index(spec.check_prefix(length)) + 1
-        return _stream_file(tokenizer, canvas, *stream.encode(fitted, segments=segments))
-    most = spec.bits  # a symbol is at least a bit
-    room = budget - len(_stream_file(tokenizer, canvas, b"", most))
-    if room < _SMALLEST_STREAM:
-        raise InputError(
-            f"the budget is {budget} bytes here; the shortest file of {tokenizer.name} takes "
-            f"{budget - room + _SMALLEST_STREAM} bytes"
-        )
-    return _stream_file(tokenizer, canvas, *stream.encode(fitted, budget=room))
+def decompress_part(tokenizer: Tokenizer, data: bytes) -> tuple[Tensor, bool]:
+    """`decompress` of the beginning of a file, and whether it is the whole."""
+    return _decompress_stream(tokenizer, data, _peek(data, partial=True), partial=True)
 
 
-def _stream_reaching(tokenizer: Any, pixels: Tensor, canvas: Canvas, target: float) -> bytes:
-    """The shortest file of an embedded stream, within a percent, whose picture has a PSNR of `target` dB."""
-    stream, fitted, wanted = tokenizer.stream, fit(pixels, canvas), as_uint8(pixels).cpu()
-
-    def quality(state: Any) -> float:
-        return _psnr(restore(stream.pixels(state, torch.uint8), canvas).cpu(), wanted)
-
-    known: list[tuple[int, float]] = [(0, 0.0)]
-
-    def enough(state: Any, size: int) -> bool:
-        known.append((size, quality(state)))
-        return known[-1][1] >= target
-
-    data, symbols = stream.encode(fitted, enough=enough)
-    (low, worse), (high, better) = known[-2], (len(data), known[-1][1])
-    if better < target and (better := quality(stream.decode(data, symbols, canvas.coded))) < target:
-        raise InputError(f"{tokenizer.name} reaches {better:.2f} dB on this picture, {target} dB were asked for")
-    best = data, symbols
-    while high - low > max(2, high // 100):
-        share = min(max((target - worse) / max(better - worse, 1e-6), 0.1), 0.9)
-        middle = low + min(max(1, round((high - low) * share)), high - low - 1)
-        part = stream.encode(fitted, budget=middle)
-        value = quality(stream.decode(*part, canvas.coded))
-        if value >= target:
-            best, high, better = part, middle, value
-        else:
-            low, worse = middle, value
-    return _stream_file(tokenizer, canvas, *best)
+def _decompress_stream(tokenizer: Any, data: bytes, header: Header, partial: bool) -> tuple[Tensor, bool]:
+    canvas = _canvas(tokenizer, header.size)
+    state, whole = embedded.read(tokenizer, data, header, canvas, partial)
+    return restore(tokenizer.stream.pixels(state, torch.uint8), canvas), whole
 
 
-def _stream_file(tokenizer: Tokenizer, canvas: Canvas, data: bytes, symbols: int) -> bytes:
-    head = bytes([MAGIC, EMBEDDED]) + bytes.fromhex(tokenizer.fingerprint[: 2 * TAG])
-    body = head + number(canvas.size[0] - 1) + number(canvas.size[1] - 1) + number(symbols, 5) + data
-    return body + (zlib.crc32(body) & 0xFFFF).to_bytes(SHORT_CHECKSUM, "little")
+def _peek(data: bytes, partial: bool) -> Header:
+    header = peek(data)
+    if partial and not header.embedded:
+        raise FormatError("this file holds no embedded stream: only the whole of it decodes, so partial is of no use")
+    return header
 
 
-def _stream(tokenizer: Tokenizer) -> EmbeddedStream | None:
+def _stream(tokenizer: Tokenizer) -> "embedded.EmbeddedStream | None":
     """The tokenizer's embedded stream, where it has one."""
     return getattr(tokenizer, "stream", None)
-
-
-def _read_stream(tokenizer: Tokenizer, data: bytes, header: Header) -> tuple[Canvas, EmbeddedStream, Any]:
-    """The canvas, the stream and the state of what is in a file."""
-    header.check(tokenizer)
-    stream = _stream(tokenizer)
-    if stream is None or header.symbols is None:
-        raise FormatError(f"{tokenizer.name} does not read compressed files of this kind")
-    canvas = _canvas(tokenizer, header.size)
-    payload = data[header.bytes : len(data) - SHORT_CHECKSUM * header.whole]
-    return canvas, stream, stream.decode(payload, header.symbols, canvas.coded, partial=not header.whole)
 
 
 def _within(tokenizer: Tokenizer, tokens: Tokens, budget: int) -> bytes:
@@ -246,19 +164,10 @@ def _reaching(tokenizer: Tokenizer, tokens: Tokens, pixels: Tensor, target: floa
     """The file of the shortest prefix whose picture has a PSNR of `target` dB."""
     wanted = as_uint8(pixels).cpu()
     for length in _spec(tokenizer, tokens.canvas[0]).prefixes:
-        value = _psnr(tokenizer.decode(tokens.prefix(length), dtype=torch.uint8).cpu(), wanted)
+        value = embedded.psnr_of(tokenizer.decode(tokens.prefix(length), dtype=torch.uint8).cpu(), wanted)
         if value >= target:
             return pack(tokenizer, tokens.prefix(length))
     raise InputError(f"{tokenizer.name} reaches {value:.2f} dB on this picture, {target} dB were asked for")
-
-
-def _psnr(pixels: Tensor, wanted: Tensor) -> float:
-    """PSNR in dB of uint8 pictures, in rows: no float copy of the whole."""
-    total = sum(
-        int((ours.int() - theirs.int()).square_().sum())
-        for ours, theirs in zip(pixels.split(64, 2), wanted.split(64, 2), strict=True)
-    )
-    return 10 * math.log10(255**2 * pixels.numel() / max(total, 1))
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
@@ -288,7 +197,7 @@ def pack(tokenizer: Tokenizer, tokens: Tokens) -> bytes:
         if any(tokens._unsent(column, first, last) for sizes, first, last in tokens._columns() for column, _ in sizes):
             raise InputError("some codes are missing (-1); a compressed file holds them all")
         if stream is not None:
-            return _stream_file(tokenizer, canvas, *stream.encode_codes(codes, canvas.coded))
+            return embedded.file_of(tokenizer, canvas, stream.encode_codes(codes, canvas.coded))
         payload = _coder(tokenizer).encode(codes, spec)
     else:
         keep = tokens.keep[0].cpu().numpy()
@@ -308,11 +217,11 @@ def unpack(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> Token
 
     Of an embedded stream that ends inside a segment, the codes that are not there are -1. Raises as `decompress`.
     """
-    header = peek(data, partial=partial)
-    if header.symbols is not None:
-        canvas, stream, state = _read_stream(tokenizer, data, header)
-        spec = _spec(tokenizer, canvas)
-        codes = stream.codes(state)
+    header = _peek(data, partial)
+    if header.embedded:
+        canvas = _canvas(tokenizer, header.size)
+        state, _ = embedded.read(tokenizer, data, header, canvas, partial)
+        spec, codes = _spec(tokenizer, canvas), tokenizer.stream.codes(state)  # type: ignore[attr-defined]
         return Tokens(spec.segments, codes, None, None, (canvas,), tokenizer.source)
     header.check(tokenizer)
     canvas = _canvas(tokenizer, header.size, header.frames, header.rate)
@@ -365,6 +274,3 @@ def _check_room(tokenizer: Tokenizer, spec: TokenSpec, header: Header, length: i
 
 def _spec(tokenizer: Tokenizer, canvas: Canvas) -> TokenSpec:
     return tokenizer.spec.of(canvas)
-
-
-_SMALLEST_STREAM = 8  # bytes that hold a checksum and a symbol

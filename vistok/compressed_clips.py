@@ -13,7 +13,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vistok.compressed import _on_size, _psnr, _within, pack, unpack
+from vistok.compressed import _on_size, _within, pack, unpack
+from vistok.embedded import psnr_of
 from vistok.errors import FormatError, InputError
 from vistok.tokenizer import Tokenizer
 from vistok.tokens import Tokens
@@ -76,7 +77,7 @@ def _reaching(tokenizer: Tokenizer, tokens: Tokens, windows: Windows, target: fl
     for length in tokenizer.spec.of(tokens.canvas[0]).prefixes:
         part = tokens.prefix(length)
         pairs = zip(tokenizer.decode_windows(part, dtype=torch.uint8), windows(tokenizer.spec.window), strict=True)
-        values = [_psnr(ours[:, :, t].cpu(), theirs[:, :, t]) for ours, theirs in pairs for t in range(ours.shape[2])]
+        values = [psnr_of(ours[:, :, t].cpu(), theirs[:, :, t]) for ours, theirs in pairs for t in range(ours.shape[2])]
         reached = sum(values) / len(values)
         if reached >= target:
             return pack(tokenizer, part)

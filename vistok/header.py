@@ -10,13 +10,15 @@ from vistok.tokenizer import Tokenizer
 
 MAGIC = 0xF6
 VERSION = 1  # of files of codes
-EMBEDDED = 2  # of files of an embedded stream
+UNPUBLISHED = 2  # the first layout of embedded streams
 CLIP = 3  # of files of a clip's codes
-LATEST = CLIP
+EMBEDDED = 4  # of files of an embedded stream
+LATEST = EMBEDDED
 CHECKSUM = 4
-SHORT_CHECKSUM = 2
 TAG = 3
 ESCAPE = 7
+SHORT_TAG = 12  # bits, and up to 7 more
+LONG = 4096  # bytes from which on an embedded stream's file has a checksum of 4 bytes, else of 2
 
 
 @dataclass(frozen=True)
@@ -26,42 +28,59 @@ class Header:
     """
 
     size: Size
-    model: str  # the first hexadecimal digits of the fingerprint of the weights
+    model: str  # the first hexadecimal digits of the fingerprint of the weights; of an embedded stream the header
     left_out: int  # of the model's prefixes, longest first; 0: all tokens are there
     keep: bool
     bytes: int  # length of the header
-    symbols: int | None = None  # in an embedded stream, None for a file of codes
-    whole: bool = True  # False for the beginning of a file
+    segments: int | None = None  # in an embedded stream: whole ones; 0: as far as its bytes go
     frames: int | None = None
     rate: float | None = None
 
+    @property
+    def embedded(self) -> bool:
+        """Whether this is an embedded stream's file, any part of which decodes."""
+        return self.segments is not None
+
+    def made_by(self, fingerprint: str) -> bool:
+        """Whether a model with these weights wrote the file."""
+        if self.segments is None:
+            return fingerprint.startswith(self.model)
+        return stream_header(fingerprint, self.size, self.segments).hex() == self.model
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise MismatchError unless `tokenizer` is the model that wrote the file."""
-        if not tokenizer.fingerprint.startswith(self.model):
+        if self.made_by(tokenizer.fingerprint):
+            return
+        found = f"{tokenizer.name!r} ({tokenizer.fingerprint[: 2 * TAG]}...)"
+        if self.segments is not None:
             raise MismatchError(
-                f"this file was compressed by a model whose weights are {self.model}..., not by this "
-                f"{tokenizer.name!r} ({tokenizer.fingerprint[: 2 * TAG]}...); pass the model that wrote it"
+                f"this file was not compressed by this {found}, or its first bytes are damaged; "
+                "pass the model that wrote it"
             )
+        raise MismatchError(
+            f"this file was compressed by a model whose weights are {self.model}..., not by this {found}; "
+            "pass the model that wrote it"
+        )
 
 
-def peek(data: bytes, *, partial: bool = False) -> Header:
+def peek(data: bytes) -> Header:
     """Read the header and check the whole file, without a model. Raises FormatError that says what is wrong with it.
 
-    `partial`: the beginning of an embedded stream's file will do; its header says that it is not `whole`.
+    Of an embedded stream, only the header is read: what it holds, and whether it is whole, takes the model to know.
     """
     if not data:
         raise FormatError("the compressed file is empty (0 bytes)")
     if data[0] != MAGIC:
         raise FormatError(f"this is not a compressed file of vistok's (its first byte is not {MAGIC:#x})")
-    if len(data) > 1 and data[1] & 0x0F == EMBEDDED:
-        return _peek_stream(data, partial)
+    version = data[1] & 0x0F if len(data) > 1 else EMBEDDED
+    if version == EMBEDDED:
+        return _peek_stream(data)
+    if version == UNPUBLISHED:
+        raise FormatError("the compressed file is of a layout that was never published: compress the picture anew")
     if len(data) < _SMALLEST:
         raise FormatError(f"the compressed file is cut short: {len(data)} bytes")
-    version = data[1] & 0x0F
     if version > LATEST:
         raise FormatError(f"the compressed file is of version {version}, this vistok reads up to {LATEST}: upgrade it")
-    if partial:
-        raise FormatError("this file holds no embedded stream: only the whole of it decodes, so partial is of no use")
     header, length = _parse(data)
     if zlib.crc32(data[:-CHECKSUM]) == int.from_bytes(data[-CHECKSUM:], "little") and version:
         return header
@@ -96,27 +115,44 @@ def _parse(data: bytes) -> tuple[Header, int]:
     return header, data[place]
 
 
-def _peek_stream(data: bytes, partial: bool) -> Header:
-    """`peek` for version 2."""
-    if data[1] != EMBEDDED:
-        raise FormatError("the compressed file is damaged: its second byte is none that vistok writes")
-    place, numbers = 2 + TAG, []
-    try:
-        for bytes_ in (4, 4, 5):
-            value, place = read_number(data, place, bytes_)
-            numbers.append(value)
-    except FormatError as error:
-        raise FormatError(f"the compressed file is cut short: {len(data)} bytes, not even its header") from error
-    height, width, symbols = numbers
-    end = len(data) - SHORT_CHECKSUM
-    whole = end >= place and zlib.crc32(data[:end]) & 0xFFFF == int.from_bytes(data[end:], "little")
-    if not whole and not partial:
-        raise FormatError(
-            "the compressed file is damaged or cut short: its checksum does not match. If it was cut on purpose, its "
-            "beginning still decodes: --partial, or partial=True"
+def stream_header(fingerprint: str, size: Size, segments: int) -> bytes:
+    """The header of an embedded stream's file.
+
+    Its last 12 bits or more are a checksum of all others and of the model's fingerprint. Raises InputError for a side
+    above 65,536 or a number of whole segments above 15.
+    """
+    if max(size) > 1 << 16 or not 0 <= segments < 16:
+        raise InputError(
+            f"{size[1]}x{size[0]} pixels, {segments} segments; a compressed file of this kind holds sides of at most "
+            "65,536 and 15 segments"
         )
-    size, tag = (height + 1, width + 1), data[2 : 2 + TAG].hex()
-    return Header(size, tag, 0, False, place, symbols, whole)
+    bits = f"{MAGIC:08b}{segments:04b}{EMBEDDED:04b}{size[0] == size[1]:b}"
+    for side in size[:1] if size[0] == size[1] else size:
+        digits = f"{side - 1:b}"
+        bits += f"{len(digits) - 1:04b}" + (digits[1:] or digits)
+    room = SHORT_TAG + -(len(bits) + SHORT_TAG) % 8
+    tag = zlib.crc32(f"{bits} {fingerprint}".encode()) >> 32 - room
+    return int(f"{bits}{tag:0{room}b}", 2).to_bytes((len(bits) + room) // 8, "big")
+
+
+def _peek_stream(data: bytes) -> Header:
+    """`peek` for an embedded stream."""
+    bits = "".join(f"{byte:08b}" for byte in data[:_LONGEST_STREAM_HEADER])
+    square, place, sides = bits[16:17] == "1", 17, []
+    for _ in range(1 if square else 2):
+        more = int(bits[place : place + 4] or "0", 2)
+        digits = bits[place + 4 : place + 4 + max(more, 1)]
+        place += 4 + max(more, 1)
+        sides.append(int(("1" if more else "") + (digits or "0"), 2) + 1)
+    length = (place + SHORT_TAG + 7) // 8
+    if len(data) < length:
+        raise FormatError(f"the compressed file is cut short: {len(data)} bytes, not even its header")
+    return Header((sides[0], sides[-1]), data[:length].hex(), 0, False, length, data[1] >> 4)
+
+
+def stream_check_bytes(length: int) -> int:
+    """Bytes of the checksum that ends an embedded stream's file of `length` bytes in all."""
+    return 2 if length < LONG else 4
 
 
 def _whole_file_in(data: bytes, first: int) -> int:
@@ -160,3 +196,4 @@ def read_number(data: bytes, place: int, most: int = 4) -> tuple[int, int]:
 
 
 _SMALLEST = 2 + TAG + 2 + 1 + CHECKSUM
+_LONGEST_STREAM_HEADER = 9

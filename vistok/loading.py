@@ -4,6 +4,7 @@ nothing, a shipped name --> vistok/weights/<name>/      a published name --> che
 a folder                --> hub.load_folder             owner/repo       --> hub: fetch, then the same
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from vistok.registry import create, system_of
 if TYPE_CHECKING:
     import torch
 
+    from vistok.header import Header
     from vistok.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -40,6 +42,18 @@ def load(
     """
     model = _load(str(name) if name is not None else DEFAULT_MODEL, revision, local_files_only)
     return model.to(device=device, dtype=dtype).eval()
+
+
+def packaged_writer(header: "Header") -> str | None:
+    """Name of the tokenizer inside this package that wrote a compressed file; None where none did."""
+    for variant in catalogue.variants():
+        for source in variant.weights if variant.role == "tokenizer" else ():
+            if not source.package:
+                continue
+            config = json.loads((SHIPPED / source.package / CONFIG).read_text(encoding="utf-8"))
+            if header.made_by(config["fingerprint"]):
+                return variant.name
+    return None
 
 
 def _load(name: str, revision: str | None, local_files_only: bool) -> Model:

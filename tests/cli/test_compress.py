@@ -10,6 +10,8 @@ from PIL import Image
 import vistok
 from tests import layered  # noqa: F401
 from tests.cli.test_main import run
+from vistok import catalogue, loading
+from vistok.cli import decompress
 from vistok.pixels import from_pil
 
 
@@ -68,7 +70,7 @@ def test_damage_is_one_line_and_writes_nothing(photo, model, tmp_path, capsys):
         "cut short": data[:-3],
         "followed by 2 other bytes": data + b"ab",
         "damaged": data[:-8] + bytes([data[-8] ^ 16]) + data[-7:],
-        "upgrade": data[:1] + bytes([data[1] + 3]) + data[2:],
+        "upgrade": data[:1] + bytes([data[1] + 4]) + data[2:],
         "not a compressed file": b"\x89PNG",
     }
     for told, content in damaged.items():
@@ -175,3 +177,25 @@ def test_the_beginning_of_a_file_from_a_pipe(photo, embedded, tmp_path, capsys, 
         assert back.exists() == partial
         assert "--partial" in err or json.loads(out)["whole"] is False
     assert Image.open(back).size == (20, 40)
+
+
+def test_the_model_is_found_from_the_file(photo, embedded, tmp_path, capsys, monkeypatch):
+    """Of two models that ship, the one whose weights wrote it; of none, the error names both sides."""
+    variants = []
+    for name, model in (("first", vistok.create("vistok-progressive-tiny")), ("second", vistok.load(embedded))):
+        model.save(tmp_path / "weights" / name)
+        weights = (catalogue.WeightFile(package=name),)
+        variants.append(catalogue.Variant(name, "vistok-progressive", "tokenizer", weights=weights))
+    file, back = tmp_path / "a.vtk", tmp_path / "back.png"
+    run(capsys, "compress", photo, "-o", str(file), "-m", embedded)
+    monkeypatch.setattr(loading, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr(catalogue, "variants", lambda: iter(variants))
+    code, out, _ = run(capsys, "decompress", str(file), "-o", str(back), "--json")
+    assert code == 0
+    assert json.loads(out)["whole"] is True
+    assert Image.open(back).size == (20, 40)
+    monkeypatch.setattr(catalogue, "variants", lambda: iter(variants[:1]))
+    monkeypatch.setattr(decompress, "DEFAULT_COMPRESSOR", "first")
+    code, _, err = run(capsys, "decompress", str(file), "-o", str(back))
+    assert code == 1
+    assert "pass the model that wrote it" in err

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import vistok
 from tests.golden import draw_weights
-from vistok.compressed import compress, decompress, pack, peek, unpack
+from vistok.compressed import compress, decompress, decompress_part, pack, peek, unpack
 from vistok.errors import FormatError, InputError, MismatchError
 from vistok.layout import Canvas
 from vistok.metrics.psnr import psnr
@@ -134,14 +134,17 @@ def test_budgets_are_kept_and_used(tok, picture):
     full = len(compress(tok, picture))
     for budget in [*range(24, full, max(1, full // 40)), full, full + 1]:
         data = compress(tok, picture, bytes=budget)
-        assert budget - 4 <= len(data) <= budget or len(data) >= full - 2
+        assert len(data) == budget or (budget >= full and len(data) >= full - 2)
         state = unpack(tok, data)
         difference = decompress(tok, data).int() - tok.decode(state, dtype=torch.uint8).int()
         assert int(difference.abs().max()) <= 1  # float rounding may move a level
+    small, large = (compress(tok, picture, bytes=size) for size in (100, 200))
+    assert small[:-2] == large[:98]  # all but the checksum
     bits = compress(tok, picture, bpp=0.5)
     assert len(bits) <= 0.5 * 70 * 80 / 8
     with pytest.raises(InputError, match="shortest file"):
-        compress(tok, picture, bytes=10)
+        compress(tok, picture, bytes=9)
+    assert decompress(tok, compress(tok, picture, bytes=10)).shape == picture.shape
 
 
 def test_psnr_targets_are_reached_with_few_bytes(tok, picture):
@@ -150,7 +153,7 @@ def test_psnr_targets_are_reached_with_few_bytes(tok, picture):
         data = compress(tok, picture, psnr=target)
         assert float(psnr(decompress(tok, data), picture)[0]) >= target
         shorter = compress(tok, picture, bytes=int(len(data) * 0.95))
-        assert float(psnr(decompress(tok, shorter), picture)[0]) < target + 0.1
+        assert float(psnr(decompress(tok, shorter), picture)[0]) < target + 0.2
         sizes.append(len(data))
     assert sizes == sorted(sizes)
     with pytest.raises(InputError, match="reaches"):
@@ -173,7 +176,10 @@ def test_every_prefix_of_a_file_decodes_and_more_bytes_are_better(tok, picture):
     falls = [before - after for before, after in pairwise(quality)]
     assert max(falls) < 0.1
     assert quality[-1] > quality[0] + 6
-    assert torch.equal(decompress(tok, data, partial=True), decompress(tok, data))
+    pixels, complete = decompress_part(tok, data)
+    assert complete
+    assert torch.equal(pixels, decompress(tok, data))
+    assert not decompress_part(tok, data[:-1])[1]
 
 
 def test_a_cut_file_is_refused_unless_it_is_said(tok, picture):
@@ -281,7 +287,7 @@ def ruled():
     return model
 
 
-def test_a_file_of_version_2_keeps_decoding_to_the_same_coefficients():
+def test_a_file_of_version_4_keeps_decoding_to_the_same_coefficients():
     """Written once, committed: whatever the machine, its integers are those of the writer."""
     model = ruled()
     random = np.random.RandomState(4)
@@ -291,7 +297,7 @@ def test_a_file_of_version_2_keeps_decoding_to_the_same_coefficients():
     codes = torch.cat([plane.flatten(2).transpose(1, 2) for plane in planes], 1).long()
     spec = model.spec.at((80, 112))
     tokens = Tokens(spec.segments, codes, None, None, (Canvas((75, 110), padding=(0, 0, 2, 5)),), model.source)
-    data = (SAMPLES / "progressive-v2.vtk").read_bytes()
+    data = (SAMPLES / "progressive-v4.vtk").read_bytes()
     found = unpack(model, data)
     assert hashlib.sha256(found.codes.numpy().astype("<i8").tobytes()).hexdigest() == SAMPLE_CODES
     assert torch.equal(found.codes, codes)
@@ -327,3 +333,35 @@ def test_stages_train_what_is_not_frozen():
 def test_training_lowers_the_cost_of_files(tok, picture):
     fresh = trained(0)
     assert len(compress(tok, picture)) < len(compress(fresh, picture))
+
+
+# -- large pictures --------------------------------------------------------------------------------------------------
+
+LARGE = """
+import resource, sys, torch, vistok
+import torch.nn.functional as F
+from vistok.compressed import compress, decompress
+torch.manual_seed(0)
+torch.set_num_threads(1)
+tok = vistok.create("vistok-progressive").eval()
+tok.prior.offset.data[:, : tok.config.channels] = -4.0  # zeros are expected, as a trained prior does
+coarse = F.interpolate(torch.rand(1, 3, 300, 400), size=(3000, 4000), mode="bicubic").mul_(255).clamp_(0, 255)
+pixels = coarse.to(torch.uint8)
+del coarse
+data = compress(tok, pixels, bpp=0.1)
+back = decompress(tok, data)
+assert back.shape == pixels.shape
+assert len(data) == 150_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in kilobytes on Linux alone")
+def test_twelve_megapixels_take_less_than_two_gigabytes():
+    """The whole process with its libraries, from pixels to the file and back."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, env=environment, timeout=1200
+    )
+    assert int(done.stdout) < 2 * 1024**2

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vistok.catalogue import DEFAULT_COMPRESSOR
 from vistok.cli.terminal import console, emit_json, refuse_existing
 from vistok.errors import InputError
 from vistok.files import write_atomically
@@ -18,8 +19,8 @@ def command(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture (EXIF rotation is applied) or a clip.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The compressed file.")],
     model: Annotated[
-        str | None, typer.Option("-m", "--model", help="Name or folder; the shipped one if left out.")
-    ] = None,
+        str, typer.Option("-m", "--model", help="Name or folder; left out, the one that ships for this.")
+    ] = DEFAULT_COMPRESSOR,
     length: Annotated[int | None, typer.Option("--length", min=1, help="Only the first K tokens.")] = None,
     bpp: Annotated[float | None, typer.Option("--bpp", help="At most this many bits per pixel.")] = None,
     size: Annotated[int | None, typer.Option("--bytes", min=1, help="At most this many bytes.")] = None,

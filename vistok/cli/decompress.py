@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vistok.catalogue import DEFAULT_COMPRESSOR
 from vistok.cli.terminal import console, emit_json
 from vistok.errors import InputError
 
@@ -14,7 +15,7 @@ def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `vistok compress` wrote; - reads stdin.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture or clip; its ending names the format.")],
     model: Annotated[
-        str | None, typer.Option("-m", "--model", help="The model that compressed it; the shipped one if left out.")
+        str | None, typer.Option("-m", "--model", help="The model that wrote it, if it is none of those that ship.")
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="The file may be cut: decode what is there.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, ... A GPU if there is one.")] = None,
@@ -33,9 +34,9 @@ def command(
     data = sys.stdin.buffer.read() if piped else file.read_bytes()
 
     from vistok.cli.loading import load_tokenizer
-    from vistok.compressed import decompress, peek
+    from vistok.compressed import decompress, decompress_part, peek
 
-    header = peek(data, partial=partial)
+    header = peek(data)
     if (header.frames is not None) != is_video_name(output):
         holds, ending = ("a clip", ".mp4") if header.frames is not None else ("a picture", ".png")
         raise InputError(f"{file} holds {holds}; give {output.with_suffix(ending)} as the output")
@@ -45,11 +46,17 @@ def command(
             f"{file} holds a picture of {width}x{height}, above the limit of {pixel_limit():,} pixels; "
             f"if you trust it, raise the limit with {MAX_PIXELS_VARIABLE}"
         )
-    tokenizer = load_tokenizer(model, device)
+    if model is None:
+        from vistok.loading import packaged_writer
+
+        model = packaged_writer(header)
+    tokenizer = load_tokenizer(model or DEFAULT_COMPRESSOR, device)  # which says so, if it did not write the file
     facts: dict[str, Any] = {"input": str(file), "output": str(output), "model": tokenizer.name}
     told = f"{output}: {width}x{height}"
+    whole = True
     if header.frames is None:
-        write_image(output, decompress(tokenizer, data, partial=partial))
+        pixels, whole = decompress_part(tokenizer, data) if partial else (decompress(tokenizer, data), True)
+        write_image(output, pixels)
     else:
         from vistok.compressed_clips import decompress_windows
         from vistok.data.video import write_clip
@@ -58,6 +65,6 @@ def command(
         facts |= {"frames": header.frames, "rate": header.rate}
         told += f", {header.frames} frames"
     if as_json:
-        emit_json(facts | {"bytes": len(data), "size": [height, width], "whole": header.whole})
+        emit_json(facts | {"bytes": len(data), "size": [height, width], "whole": whole})
     else:
         console().print(told, markup=False)

@@ -1,6 +1,6 @@
 """What compressed files ask of vistok-progressive: pixels or codes to one embedded stream, and any part of it back.
 
-The interface is `vistok.compressed.EmbeddedStream`. The prior always runs in float32 on the CPU, where its arithmetic
+The interface is `vistok.embedded.EmbeddedStream`. The prior always runs in float32 on the CPU, where its arithmetic
 is exact; transform and decoder run where the model is.
 """
 
@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vistok.embedded import Encoded
+from vistok.errors import FormatError
 from vistok.layout import Size
 from vistok.nn.lapped import BLOCK
-from vistok.tokenizers._progressive_coding import Planes, StreamReader, StreamWriter, walk
+from vistok.tokenizers._progressive_coding import Planes, walk
 from vistok.tokenizers._progressive_prior import PlanePrior
+from vistok.tokenizers._progressive_range import StreamReader, StreamWriter
 
 
 class PlaneStream:
@@ -31,39 +34,42 @@ class PlaneStream:
         segments: int | None = None,
         budget: int | None = None,
         enough: Callable[[Planes, int], bool] | None = None,
-    ) -> tuple[bytes, int]:
-        """Pixels (1, 3, H, W) of a legal size to a stream and the number of its symbols.
+    ) -> Encoded:
+        """Pixels (1, 3, H, W) of a legal size to a stream.
 
-        segments: planes, all by default. budget: at most so many bytes. enough: asked after every plane, with what is
-        known and the bytes so far; ends the stream when true.
+        segments: planes, all by default. budget: so many bytes, less where all planes take less. enough: asked after
+        every plane, with what is known and the bytes so far; ends the stream when true.
         """
         count = segments or self.planes
         with self.tokenizer.inference():
-            latent = self.tokenizer.latent(pixels)[0]
-            target = (latent / self.tokenizer.config.step(count - 1)).trunc_().to(torch.int32).cpu()
+            target = self.tokenizer.latent(pixels)[0].div_(self.tokenizer.config.step(count - 1))
+            target = target.trunc_().to(torch.int32).cpu()
         return self._write(target, count, budget, enough)
 
-    def encode_codes(self, codes: Tensor, size: Size) -> tuple[bytes, int]:
+    def encode_codes(self, codes: Tensor, size: Size) -> Encoded:
         """Codes (1, n, C) of whole planes of a picture of `size` pixels, in the same way."""
         shape = (size[0] // BLOCK, size[1] // BLOCK)
         parts = codes.split(shape[0] * shape[1], 1)
         planes = [part.transpose(1, 2).unflatten(2, shape) for part in parts]
         return self._write(self.tokenizer.quantizer.decode(planes)[0].cpu(), len(planes), None, None)
 
-    def decode(self, data: bytes, symbols: int, size: Size, partial: bool = False) -> Planes:
-        """What a stream says of a picture of `size` pixels; with `partial`, what the first bytes of one say.
+    def decode(self, data: bytes, segments: int, size: Size) -> Planes:
+        """What a stream, or the beginning of one, says of a picture of `size` pixels.
 
-        Raises MismatchError where a checksum is wrong, FormatError for what no writer writes.
+        segments: whole planes; 0: as many as the bytes hold. Raises MismatchError where a checksum is wrong,
+        FormatError for more planes than the model has.
         """
+        if segments > self.planes:
+            raise FormatError(f"the compressed file holds {segments} planes, {self.tokenizer.name} has {self.planes}")
         grid = (size[0] // BLOCK, size[1] // BLOCK)
         planes = Planes.nothing(grid, self.tokenizer.config.channels)
-        if not symbols or (partial and not data):
-            return planes
-        reader = StreamReader(data, symbols, partial)
-        walk(self._prior(), planes, reader, self.planes)
-        if not partial:
-            reader.check(planes.checksum() & 0xFFFF, 1 << 16)
+        if data:
+            walk(self._prior(), planes, StreamReader(data), segments or self.planes)
         return planes
+
+    def check(self, planes: Planes) -> int:
+        """32 bits of a checksum over everything that is known."""
+        return planes.checksum()
 
     def pixels(self, planes: Planes, dtype: torch.dtype) -> Tensor:
         """The picture, (1, 3, H, W)."""
@@ -83,17 +89,15 @@ class PlaneStream:
         found.append(torch.where(planes.known[None].transpose(1, 2), last, -1))
         return torch.cat(found, 2).transpose(1, 2).long()
 
-    def _write(self, target: Tensor, count: int, budget: int | None, enough: Any) -> tuple[bytes, int]:
-        room, prior, rows = budget, self._prior(), target.flatten(1).T.contiguous()
-        while True:
-            planes = Planes.nothing((target.shape[1], target.shape[2]), len(target))
-            writer = StreamWriter(rows, count, room)
-            walk(prior, planes, writer, count, enough)
-            writer.check(planes.checksum() & 0xFFFF, 1 << 16)
-            data = writer.bytes()
-            if budget is None or len(data) <= budget or not planes.symbols:
-                return data, planes.symbols
-            room = room - 1 if room else 0  # the writer foresees the stream's end up to a byte or two
+    def _write(self, target: Tensor, count: int, budget: int | None, enough: Any) -> Encoded:
+        channels, *size = target.shape
+        planes = Planes.nothing((size[0], size[1]), channels)
+        writer = StreamWriter(target.flatten(1).T.contiguous(), count, budget)
+        walk(self._prior(), planes, writer, count, enough)
+        data = writer.bytes(planes)
+        planes.settle()
+        whole = 0 if budget is not None or planes.plane + 1 == self.planes else planes.plane + 1
+        return Encoded(data, whole, planes)
 
     def _map(self, rows: Tensor, size: Size) -> Tensor:
         return rows.T.reshape(1, rows.shape[1], *size)
