@@ -15,7 +15,10 @@ from tests.cli.test_eval import run
 from tests.data.pictures import folder
 from vistok.errors import InputError
 from vistok.evaluation import compare as module
-from vistok.evaluation.compare import Limits, compare, markdown
+from vistok.evaluation import contestant
+from vistok.evaluation.compare import Limits, compare
+from vistok.evaluation.fidelity import Fidelity
+from vistok.evaluation.report import markdown
 from vistok.metrics.psnr import psnr
 
 BROWSER = next(
@@ -127,3 +130,114 @@ def test_command(compared, capsys):
     assert "| jpeg |" in told.out
     assert "failed: no-such-model" in told.out
     assert "r.html" in told.err
+
+
+READER = """
+import numpy as np
+
+
+def bright():
+    return lambda crops: [str(int(np.asarray(crop).mean() > 128)) for crop in crops]
+
+
+def colour():
+    return lambda pairs: np.stack([picture[int(p[0][1]), int(p[0][0])].astype(float) + 1 for picture, p in pairs])
+"""
+
+
+@pytest.fixture
+def annotated(tmp_path, monkeypatch):
+    """TokBench's layout: a bright and a dark word and a face; and a reader and an embedder in a module of one's own."""
+    picture = np.full((64, 64, 3), 100, np.uint8)
+    picture[8:24, 8:24], picture[40:56, 40:56], picture[32, 20] = 250, 10, (200, 40, 90)
+    (tmp_path / "t" / "images").mkdir(parents=True)
+    (tmp_path / "t" / "annotations").mkdir()
+    Image.fromarray(picture).save(tmp_path / "t" / "images" / "a.png")
+    words = [("1", [8, 8, 24, 24]), ("0", [40, 40, 56, 56]), ("7", [0, 0, 4, 4])]  # the last is misread at once
+    rows = [{"rec": rec, "bbox": box, "ratio": 0.25} for rec, box in words]
+    text = [{"file_name": "a.png", "height": 64, "width": 64, "annotations": rows}]
+    (tmp_path / "t" / "annotations" / "text_a.json").write_text(json.dumps(text))
+    faces = [{"image_name": "a.png", "faces": [{"kps": [[20, 32]] * 5, "ratio": 0.3}]}]
+    (tmp_path / "t" / "annotations" / "face_meta.json").write_text(json.dumps(faces))
+    (tmp_path / "own_readers.py").write_text(READER)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder(tmp_path / "p", 2, (64, 64))
+    torch.manual_seed(0)
+    vistok.create("strata-tiny").save(tmp_path / "model")
+    return tmp_path
+
+
+class Here:
+    """A contestant's process that is none: what it would do is done at once."""
+
+    def __init__(self, command, **_):
+        self.returncode = contestant.main(command[-1])
+
+    def poll(self):
+        return self.returncode
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_text_and_faces_are_columns_and_decide_the_pareto_set(annotated, monkeypatch):
+    monkeypatch.setattr(module.subprocess, "Popen", Here)
+    absent = Fidelity(str(annotated / "t"), str(annotated / "t"), "no_such_module:reader")
+    told = {"size": 64, "show": 1, "codecs": []}
+    plain = compare([str(annotated / "model")], str(annotated / "p"), annotated / "r.html", fidelity=absent, **told)
+    assert any("text is not measured" in note and "no_such_module" in note for note in plain["notes"])
+    assert any("faces are not measured" in note and "--embedder" in note for note in plain["notes"])
+    assert all(row["t_acc"] is None and row["f_sim"] is None for row in plain["rows"])
+    assert plain["pareto_over"] == ["tokens", "bits", "PSNR", "SSIM", "time"]
+    assert "text is not measured" in (annotated / "r.md").read_text()
+    with pytest.raises(InputError, match="no annotations"):
+        compare([None], str(annotated / "p"), annotated / "r.html", fidelity=Fidelity(text=str(annotated / "p")))
+    wanted = Fidelity(str(annotated / "t"), str(annotated / "t"), "own_readers:bright", "own_readers:colour", 64)
+    name = str(annotated / "model")
+    told["codecs"] = ["jpeg"]
+    result = compare([name], str(annotated / "p"), annotated / "r.html", fidelity=wanted, **told)
+    model, picture = vistok.load(name), Image.open(annotated / "t" / "images" / "a.png")
+    tokens = model.encode(picture)
+    rows = [row for row in result["rows"] if not row["codec"]]
+    for row in rows:
+        rebuilt = model.decode(tokens.prefix(int(row["tokens"])), dtype=torch.uint8)[0].permute(1, 2, 0).numpy()
+        right = [(rebuilt[8:24, 8:24].mean() > 128) == 1, (rebuilt[40:56, 40:56].mean() > 128) == 0]
+        assert row["t_acc"] == row["t_ned"] == pytest.approx(np.mean(right))
+        before, after = np.array([200, 40, 90]) + 1.0, rebuilt[32, 20].astype(float) + 1
+        cosine = before @ after / np.linalg.norm(before) / np.linalg.norm(after)
+        assert row["f_sim"] == pytest.approx(cosine)
+    assert (result["fidelity"]["words"], result["fidelity"]["faces"]) == (2, 1)
+    assert result["pareto_over"] == ["tokens", "bits", "PSNR", "SSIM", "time", "text", "faces"]
+    assert all(row["t_acc"] is None for row in result["rows"] if row["codec"])
+    table = (annotated / "r.md").read_text()
+    assert "| words right | text 1 - NED | faces |" in table
+    assert "2 words read by own_readers:bright; 1 faces embedded by own_readers:colour" in table
+    assert "text, 1 - edit distance" in (annotated / "r.html").read_text()
+
+
+def test_the_pareto_set_by_hand():
+    def row(name, tokens, quality, text):
+        return {
+            "name": name,
+            "tokens": tokens,
+            "bpp": tokens,
+            "psnr": quality,
+            "ssim": 0.5,
+            "t_ned": text,
+            "within": True,
+        }
+
+    times = {name: {"encode_ms": 1.0, "decode_ms": ms} for name, ms in (("a", 1.0), ("b", 2.0))}
+    rows = [row("a", 4, 20.0, 0.1), row("a", 8, 19.0, 0.2), row("b", 8, 19.0, 0.2), row("b", 8, 19.0, 0.9)]
+    for one in rows:
+        one["f_sim"] = None
+    over = module._pareto(rows, times)
+    assert over == ["tokens", "bpp", "psnr", "ssim", "ms", "t_ned"]
+    assert [one["pareto"] for one in rows] == [True, True, False, True], "the third is the second, slower"
+    for one in rows:
+        one["t_ned"] = None
+    module._pareto(rows, times)
+    assert [one["pareto"] for one in rows] == [True, False, False, False], "without text nothing speaks for more tokens"

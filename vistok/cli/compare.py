@@ -25,6 +25,13 @@ def command(
     ] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Per picture, there and back; the same.")] = None,
     commercial_ok: Annotated[bool, typer.Option(help="Only weights whose licence allows commercial use.")] = False,
+    text: Annotated[
+        str | None,
+        typer.Option(help="How much of text survives: 'sample', words written here, or a folder in TokBench's layout."),
+    ] = None,
+    faces: Annotated[str | None, typer.Option(help="How much of faces survives: the same, with faces.")] = None,
+    reader: Annotated[str, typer.Option(help="Reads words: rapidocr, or package.module:function.")] = "rapidocr",
+    embedder: Annotated[str | None, typer.Option(help="Knows faces: package.module:function.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every tokenizer's process.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The numbers on stdout too.")] = False,
 ) -> None:
@@ -35,7 +42,9 @@ def command(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vistok.errors import InputError
-    from vistok.evaluation.compare import Limits, compare, markdown
+    from vistok.evaluation.compare import Limits, compare
+    from vistok.evaluation.fidelity import Fidelity
+    from vistok.evaluation.report import markdown
 
     if not data:
         raise InputError("name the pictures to compare on with --data")
@@ -61,6 +70,7 @@ def command(
             show=show,
             codecs=chosen,
             limits=limits,
+            fidelity=Fidelity(text, faces, reader, embedder),
             threads=threads,
             progress=advance,
         )

@@ -1,6 +1,7 @@
 """Tokenizers, and JPEG, WebP and AVIF at equal bytes, side by side on one's own pictures: a report, JSON and a table.
 
     names x pictures --a process for each tokenizer (`contestant`)--> rows, pictures, speed, memory, usage
+    names x words and faces, where they are asked for (`fidelity`) --> how much of them survives, at every prefix
     first tokenizer's bytes x codecs --------------------------------> rows, pictures
     all -> means per prefix, Pareto set within limits, worst pictures -> report.html, report.json, report.md
 
@@ -8,7 +9,6 @@ What is done stays in the folder beside the report (REPORT.parts), so that an in
 tokenizer that fails is a line in the report.
 """
 
-import base64
 import hashlib
 import json
 import subprocess
@@ -16,14 +16,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 import vistok
@@ -31,15 +28,19 @@ from vistok.data.items import Source
 from vistok.data.sources import open_source
 from vistok.environment import environment
 from vistok.errors import InputError, OutputError
-from vistok.evaluation.charts import STYLE, Series, line_chart
 from vistok.evaluation.codecs import Ladder, available
-from vistok.evaluation.protocols import evaluation_crop
+from vistok.evaluation.fidelity import MEASURES as FIDELITY
+from vistok.evaluation.fidelity import Fidelity, jobs, prepared
+from vistok.evaluation.report import original, write_report
 from vistok.files import write_atomically
 from vistok.metrics.ms_ssim import SMALLEST, ms_ssim
 from vistok.metrics.ssim import ssim
 
 VERSION = 1
 MEASURES = ("tokens", "bpp", "psnr", "ssim", "ms_ssim")
+# what the Pareto set is over, and whether more of it is better; of text and faces where every row has them
+PARETO = {"tokens": False, "bpp": False, "psnr": True, "ssim": True, "ms": False, "t_ned": True, "f_sim": True}
+NAMES = {"bpp": "bits", "psnr": "PSNR", "ssim": "SSIM", "ms": "time", "t_ned": "text", "f_sim": "faces"}
 Progress = Callable[[str, int, int], None]
 
 
@@ -62,13 +63,15 @@ def compare(
     show: int = 8,
     codecs: Sequence[str] | None = None,
     limits: Limits | None = None,
+    fidelity: Fidelity | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare `models` (names or folders; None is the one that ships) on centre crops of `data`, and write `report`.
 
     size: side of the crop, 0 for whole pictures. limit: pictures. show: how many of them, worst first, are in the
-    report. codecs: all that this Pillow has by default. progress: called with what is measured, done and total.
+    report. codecs: all that this Pillow has by default. fidelity: text and faces too, which takes a reader and an
+    embedder of faces; what is not there is a note. progress: called with what is measured, done and total.
     Returns what report.json holds. Raises InputError where nothing could be measured, OutputError where the report
     cannot be written.
     """
@@ -78,6 +81,7 @@ def compare(
     source = open_source(data)
     total = min(limit, len(source))
     parts = report.with_suffix(".parts")
+    asked, notes = prepared(fidelity or Fidelity(), parts / "words")
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         spec = {"model": name, "data": str(data), "size": size, "limit": total, "threads": threads}
@@ -87,19 +91,26 @@ def compare(
         told = "; ".join(f"{name}: {result['error']}" for name, result in found.items())
         raise InputError(f"not one tokenizer could be measured: {told}")
     first = next(iter(good.values()))
+    if asked:
+        for name in good:
+            notes += _fidelity(name, asked, good[name], parts, threads, progress)
     coded = _codecs(first, source, size, list(available() if codecs is None else codecs), parts, progress)
     result = _summary(found, coded, limits or Limits())
     result |= {"data": source.name, "size": size, "pictures": len(first["rows"]), "environment": environment()}
+    result |= {"notes": notes, "fidelity": _told(asked, good)}
     shown = _shown(good, show)
-    _write(report, result, found, coded, shown, source, size, parts)
+    write_report(report, result, found, coded, shown, source, size)
     return result
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def _contestant(spec: dict[str, Any], parts: Path, total: int, progress: Progress | None) -> dict[str, Any]:
+def _contestant(
+    spec: dict[str, Any], parts: Path, total: int, progress: Progress | None, label: str = ""
+) -> dict[str, Any]:
     """The result of one tokenizer, from disk where it is there already."""
+    label = label or spec["model"]
     known = json.dumps(spec | {"vistok": vistok.__version__}, sort_keys=True)
     folder = parts / hashlib.sha256(known.encode()).hexdigest()[:16]
     done = folder / "result.json"
@@ -118,7 +129,7 @@ def _contestant(spec: dict[str, Any], parts: Path, total: int, progress: Progres
             while process.poll() is None:
                 time.sleep(0.1)
                 if progress is not None:
-                    progress(spec["model"], _count(folder / "progress"), total)
+                    progress(label, _count(folder / "progress"), total)
         except BaseException:
             process.kill()
             raise
@@ -127,8 +138,34 @@ def _contestant(spec: dict[str, Any], parts: Path, total: int, progress: Progres
         last = lines[-1] if lines else "no output"
         return {"error": f"the process ended with {process.returncode} ({last})", "folder": str(folder)}
     if progress is not None:
-        progress(spec["model"], total, total)
+        progress(label, total, total)
     return json.loads(done.read_text(encoding="utf-8")) | {"folder": str(folder)}
+
+
+def _fidelity(
+    name: str, asked: Fidelity, result: dict[str, Any], parts: Path, threads: int | None, progress: Progress | None
+) -> list[str]:
+    """Put text and faces into a tokenizer's rows of means, `result["fidelity"]`; a note where that fails."""
+    spec = {"model": name, "weights": result["weights"], "fidelity": asked.plain(), "threads": threads}
+    found = _contestant(spec, parts, len(jobs(asked)), progress, f"{name}: text and faces")
+    if "error" in found:
+        return [f"text and faces of {name} are not measured: {found['error']}"]
+    result["fidelity"] = found
+    return []
+
+
+def _told(asked: Fidelity, good: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was read, by whom, and how many words and faces there were. Empty where nothing was."""
+    counts = [result["fidelity"] for result in good.values() if "fidelity" in result]
+    if not counts:
+        return {}
+    words, faces = (max(one[key] for one in counts) for key in ("words", "faces"))
+    told: dict[str, Any] = {"setting": asked.setting}
+    if words:
+        told |= {"words": words, "reader": asked.reader, "text": Path(str(asked.text)).name}
+    if faces:
+        told |= {"faces": faces, "embedder": asked.embedder, "pictures": Path(str(asked.faces)).name}
+    return told
 
 
 def _codecs(
@@ -144,7 +181,7 @@ def _codecs(
             (folder / "pictures").mkdir(parents=True, exist_ok=True)
             rows, spent = [], [0.0, 0.0]
             for number, row in enumerate(first["rows"]):
-                pixels = _original(source, row["place"], size)
+                pixels = original(source, row["place"], size)
                 ladder, prefixes = Ladder(pixels, codec), []
                 for prefix in row["prefixes"]:
                     best = ladder.best(-(-prefix["bits"] // 8))
@@ -169,12 +206,6 @@ def _codecs(
             write_atomically(done, json.dumps({"name": codec, "rows": rows} | times).encode())
         found[codec] = json.loads(done.read_text(encoding="utf-8")) | {"folder": str(folder)}
     return found
-
-
-def _original(source: Source, place: int, size: int) -> torch.Tensor:
-    image = source[place].image
-    cut = evaluation_crop(image, size) if size else np.asarray(image)
-    return torch.from_numpy(cut.copy()).permute(2, 0, 1)[None]
 
 
 def _count(path: Path) -> int:
@@ -211,9 +242,9 @@ def _summary(found: dict[str, dict[str, Any]], coded: dict[str, dict[str, Any]],
     by_name = {one["name"]: one for one in contestants}
     for row in rows:
         row["within"] = not row["codec"] and _within(by_name[row["name"]], limits)
-    for row in rows:
-        row["pareto"] = row["within"] and not any(_better(other, row, by_name) for other in rows if other["within"])
-    return {"version": VERSION, "rows": rows, "contestants": contestants, "failed": failed, "limits": limits.__dict__}
+    over = _pareto(rows, by_name)
+    told: dict[str, Any] = {"version": VERSION, "rows": rows, "contestants": contestants, "failed": failed}
+    return told | {"limits": limits.__dict__, "pareto_over": [NAMES.get(key, key) for key in over]}
 
 
 def _means(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -224,6 +255,10 @@ def _means(result: dict[str, Any]) -> list[dict[str, Any]]:
         column = [row["prefixes"][place] for row in result["rows"]]
         values = {key: [one[key] for one in column] for key in MEASURES}
         found.append({key: fmean(part) if None not in part else None for key, part in values.items()})
+    known = result.get("fidelity", {}).get("prefixes", [])
+    for place, row in enumerate(found):  # from all tokens down: other pictures may have other prefixes
+        back = len(found) - place
+        row |= known[-back] if back <= len(known) else dict.fromkeys(FIDELITY)
     return found
 
 
@@ -238,16 +273,22 @@ def _within(contestant: dict[str, Any], limits: Limits) -> bool:
     )
 
 
-def _better(other: dict[str, Any], row: dict[str, Any], contestants: dict[str, Any]) -> bool:
-    """Whether `other` is nowhere worse and somewhere better: tokens, bits, PSNR, SSIM, time."""
+def _pareto(rows: list[dict[str, Any]], contestants: dict[str, dict[str, Any]]) -> list[str]:
+    """Mark the rows within the limits that no other is nowhere worse and somewhere better than.
 
-    def values(one: dict[str, Any]) -> tuple[float, ...]:
-        spent = contestants[one["name"]]["encode_ms"] + contestants[one["name"]]["decode_ms"]
-        # rows of one tokenizer share its time: it decides between tokenizers alone
-        return one["tokens"], one["bpp"], -one["psnr"], -one["ssim"], spent
-
-    a, b = values(other), values(row)
-    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+    Returns the keys of `PARETO` that this is over: those that every such row has.
+    """
+    within = [row for row in rows if row["within"]]
+    # rows of one tokenizer share its time: it decides between tokenizers alone
+    times = {name: one["encode_ms"] + one["decode_ms"] for name, one in contestants.items()}
+    held = [row | {"ms": times[row["name"]]} for row in within]
+    over = [key for key in PARETO if held and all(row[key] is not None for row in held)]
+    costs = np.array([[-row[key] if PARETO[key] else row[key] for key in over] for row in held], dtype=np.float64)
+    for row in rows:
+        row["pareto"] = False
+    for row, cost in zip(within, costs, strict=True):
+        row["pareto"] = not bool(((costs <= cost).all(1) & (costs < cost).any(1)).any())
+    return over
 
 
 def _shown(good: dict[str, dict[str, Any]], show: int) -> list[int]:
@@ -258,113 +299,3 @@ def _shown(good: dict[str, dict[str, Any]], show: int) -> list[int]:
         values = np.array([row["prefixes"][-1]["psnr"] for row in result["rows"][:count]])
         gaps += values - values.mean()
     return np.argsort(gaps, kind="stable")[:show].tolist()
-
-
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
-def _write(
-    report: Path,
-    result: dict[str, Any],
-    found: dict[str, dict[str, Any]],
-    coded: dict[str, dict[str, Any]],
-    shown: list[int],
-    source: Source,
-    size: int,
-    parts: Path,
-) -> None:
-    everyone = {name: one for name, one in (*found.items(), *coded.items()) if "error" not in one}
-    first = next(iter(everyone.values()))
-    pictures = []
-    for place in shown:
-        row = first["rows"][place]
-        original = _original(source, row["place"], size)[0].permute(1, 2, 0).numpy()
-        entries = []
-        for name, one in everyone.items():
-            path = Path(one["folder"]) / "pictures" / f"{place:04d}.png"
-            numbers = one["rows"][place]["prefixes"][-1]
-            with Image.open(path) as image:
-                entry = {"name": name, "picture": _inline(np.asarray(image)), "map": one["rows"][place]["map"]}
-            entries.append(entry | {key: numbers[key] for key in ("bpp", "psnr", "ssim")})
-        pictures.append({"id": row["id"], "original": _inline(original), "rebuilt": entries})
-    page = files("vistok.evaluation").joinpath("compare.html").read_text(encoding="utf-8")
-    content = {
-        "STYLE": STYLE,
-        "TITLE": escape(f"{len(found)} tokenizers on {result['pictures']} pictures of {result['data']}"),
-        "CHARTS": _charts(result),
-        "DATA": json.dumps({**result, "shown": pictures}).replace("</", "<\\/"),
-    }
-    for key, value in content.items():
-        page = page.replace(f"<!--{key}-->", value)
-    write_atomically(report, page.encode())
-    write_atomically(report.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(report.with_suffix(".md"), markdown(result).encode())
-
-
-def _charts(result: dict[str, Any]) -> str:
-    """Rate against each quality, and the sorted counts of every codebook."""
-    found = []
-    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
-    for key, label in (("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("ms_ssim", "MS-SSIM")):
-        series = []
-        for place, name in enumerate(names):
-            rows = [row for row in result["rows"] if row["name"] == name and row[key] is not None and row["bpp"] > 0]
-            points = sorted((row["bpp"], row[key]) for row in rows)
-            series.append(Series(name, points, dashed=any(row["codec"] for row in rows), colour=place % 6))
-        found.append(f"<figure>{line_chart(series, 'bits per pixel', label, log_x=True)}</figure>")
-    for one in result["contestants"]:
-        books = [book for book in one.get("codebooks", []) if book["curve"]]
-        if books:
-            several = len(books) > 1
-            curves = [
-                Series(
-                    f"{book['segment']}" if several else one["name"], [tuple(p) for p in book["curve"]], markers=False
-                )
-                for book in books[:6]
-            ]
-            chart = line_chart(curves, f"codes of {one['name']}, most frequent first", "times used", log_x=True)
-            found.append(f"<figure>{chart}</figure>")
-    return "\n".join(found)
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The same numbers as a table."""
-    lines = [
-        f"{result['pictures']} pictures of {result['data']}, "
-        + (f"centre crops of {result['size']} x {result['size']}" if result["size"] else "whole"),
-        "",
-        "| | tokens | bits/pixel | PSNR dB | SSIM | MS-SSIM | Pareto |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in result["rows"]:
-        cells = [
-            row["name"],
-            "" if row["tokens"] is None else f"{row['tokens']:.0f}",
-            f"{row['bpp']:.4f}",
-            f"{row['psnr']:.2f}",
-            f"{row['ssim']:.4f}",
-            "" if row["ms_ssim"] is None else f"{row['ms_ssim']:.4f}",
-            "yes" if row["pareto"] else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| | parameters | encode ms | decode ms | peak MB | licence |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in result["contestants"]:
-        cells = [one["name"], f"{one['parameters'] / 1e6:.1f} M" if "parameters" in one else ""]
-        cells += [f"{one['encode_ms']:.1f}", f"{one['decode_ms']:.1f}"]
-        cells += [f"{one['peak_mb']:.0f}" if "peak_mb" in one else "", one.get("licence") or ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [""] + [f"failed: {name}: {error}" for name, error in result["failed"].items()]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _inline(pixels: np.ndarray) -> str:
-    """A picture as a data URL, lossless."""
-    import io
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=50)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -5,8 +5,10 @@
     SPEC {model, data, size, limit, folder} -> folder/pictures/0000.png ..  reconstructions from all tokens
                                                folder/result.json           rows of every picture, codes, speed, memory
                                                folder/progress              how many pictures are done
+    SPEC {model, fidelity, folder}          -> folder/result.json           how well words and faces survive
 
-The process's peak of memory is the tokenizer's: the libraries and weights that it starts with are subtracted.
+The process's peak of memory is the tokenizer's: the libraries and weights that it starts with are subtracted, and
+readers of text, which take more than many a tokenizer, have a process of their own.
 """
 
 import json
@@ -42,9 +44,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Run one contestant; see the module's docstring. Raises what loading and encoding raise."""
     folder = Path(spec["folder"])
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    model = vistok.load(spec["model"])
-    if not isinstance(model, Tokenizer):
-        raise InputError(f"{model.name} is a {model.role}; tokenizers are compared")
+    model = _load(spec)
     before = _memory()
     rows: list[dict[str, Any]] = []
     statistics, spent = CodeStatistics(), {"encode": 0.0, "decode": 0.0}
@@ -95,6 +95,25 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "codebooks": _codebooks(statistics) if model.spec.segments[0].codebooks else [],
         "environment": environment(),
     }
+
+
+def fidelity(spec: dict[str, Any]) -> dict[str, Any]:
+    """Text and faces of one contestant (`vistok.evaluation.fidelity`). Raises what loading and measuring raise."""
+    from vistok.evaluation.fidelity import Fidelity, measure_fidelity
+
+    told = Path(spec["folder"]) / "progress"
+
+    def progress(done: int, total: int) -> None:
+        told.write_text(str(done))
+
+    return measure_fidelity(_load(spec), Fidelity(**spec["fidelity"]), progress)
+
+
+def _load(spec: dict[str, Any]) -> Tokenizer:
+    model = vistok.load(spec["model"])
+    if not isinstance(model, Tokenizer):
+        raise InputError(f"{model.name} is a {model.role}; tokenizers are compared")
+    return model
 
 
 def _row(tokens: Tokens, rebuilt: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:
@@ -168,7 +187,7 @@ def main(path: str) -> int:
     torch.set_num_threads(spec.get("threads") or torch.get_num_threads())
     target = Path(spec["folder"]) / "result.json"
     try:
-        found = measure(spec)
+        found = (fidelity if "fidelity" in spec else measure)(spec)
     except Exception as error:  # whatever it is, it is this contestant's result
         write_atomically(target, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return 1
