@@ -172,3 +172,30 @@ def test_the_tiny_recipe_trains(tmp_path):
     model = vistok.load(folder)
     assert isinstance(model, ToMe)
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def screened(metric, r, protected):
+    norms = metric.norm(dim=-1, keepdim=True).clamp_min(tome.EPS)
+    return tome._screened(metric, norms, r, protected)
+
+
+@pytest.mark.parametrize("protected", [1, 2])
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_screening_in_bfloat16_chooses_as_float32_does(protected, shared, monkeypatch):
+    rng = torch.Generator().manual_seed(3)
+    metric = torch.randn(3, 301, 32, generator=rng) + shared * torch.randn(3, 1, 32, generator=rng)
+    state = tome.match(metric, 12, protected=protected)
+    for at_once in (tome.SCREENED, 4000):
+        monkeypatch.setattr(tome, "SCREENED", at_once)
+        chosen, into = screened(metric, 12, protected)
+        assert torch.equal(2 * chosen, state.source)
+        assert torch.equal(into + protected // 2 + 301 - 12 - 301 // 2, state.into)
+
+
+def test_screening_steps_aside_where_it_decides_nothing():
+    rng = torch.Generator().manual_seed(4)
+    one = torch.randn(1, 1, 16, generator=rng)
+    alike = one + 1e-3 * torch.randn(1, 80, 16, generator=rng)  # all within bfloat16's error of each other
+    assert screened(alike, 4, 1) is None
+    unlike = torch.cat([one, -one], 1).repeat(1, 40, 1)  # every source is opposite to every destination
+    assert screened(unlike, 4, 1) is None

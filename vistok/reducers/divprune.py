@@ -59,20 +59,25 @@ class Selected(Reduction):
 
 def distances(tokens: Tensor) -> Tensor:
     """1 - cosine of all pairs of (B, N, D): float32 (B, N, N). Raises InputError for a token that is 0 everywhere."""
-    norms = tokens.float().norm(dim=-1, keepdim=True)
-    if not bool(norms.all()):
-        item, position = (int(one) for one in (norms[..., 0] == 0).nonzero()[0])
+    tokens = tokens.float()
+    batch, length = tokens.shape[:2]
+    out = torch.empty(batch, length, length, device=tokens.device)
+    rows = max(-(-length // BLOCKS), ROWS) if tokens.device.type == "cpu" else max(length, 1)
+    starts = range(0, length, rows)
+    for start in starts:
+        torch.bmm(tokens[:, start : start + rows], tokens[:, start:].mT, out=out[:, start : start + rows, start:])
+    squares = out.diagonal(dim1=1, dim2=2)  # what a token makes with itself: no second reading of the tokens
+    if not bool(squares.all()):
+        item, position = (int(one) for one in (squares == 0).nonzero()[0])
         raise InputError(
             f"token {position} of item {item} is 0 everywhere and has no direction: leave padding out of `keep`"
         )
-    tokens, inverse = tokens.float(), norms.reciprocal()  # scaling products is less work than scaling tokens
-    batch, length = tokens.shape[:2]
-    out = torch.empty(batch, length, length, device=tokens.device)
-    rows = max(-(-length // BLOCKS), ROWS) if tokens.device.type == "cpu" else length
-    for start in range(0, length, rows):
+    inverse = squares.sqrt().reciprocal_()[..., None]  # scaling products is less work than scaling tokens
+    for start in starts:
         end = start + rows
-        products = (tokens[:, start:end] @ tokens[:, start:].mT).mul_(inverse[:, start:end])
-        torch.sub(1, products.mul_(inverse[:, start:].mT), out=out[:, start:end, start:])
+        products = out[:, start:end, start:]
+        products.mul_(inverse[:, start:end]).mul_(inverse[:, start:].mT)
+        torch.sub(1, products, out=products)
         out[:, end:, start:end] = out[:, start:end, end:].mT
     return out
 
