@@ -31,9 +31,9 @@ from vistok.reproductions.robusttok import features
 from vistok.tokenizers.robusttok import Perturbation
 from vistok.tokenizers.vq_vae import VQVAE, VQVAEConfig
 
-ITEMS, TEST_ITEMS, TEACHER_STEPS, MODELLED = 20_000, 1000, 400, 6000
+ITEMS, TEST_ITEMS, TEACHER_STEPS, MODELLED = 20_000, 1000, 400, 5000
 RATES, SHARES = (0.5, 0.7, 0.9), (0.05, 0.09)  # of the tokens, and of the codes that are neighbours
-GENERATOR_STEPS, GENERATOR_BATCH, SAMPLES = 400, 32, 1000
+GENERATOR_STEPS, GENERATOR_BATCH, SAMPLES = 300, 32, 750
 
 
 class Perturbed(VQVAE):
@@ -156,8 +156,8 @@ REPRODUCTION = Reproduction(
     claim="over many tokenizers pFID is correlated with the FID of what a generator makes of their codes, rFID is not",
     source="arXiv:2503.08354, which has eleven tokenizers and two generators",
     checked="eight tokenizers and one generator, so that two neighbours that change places move a rank correlation by "
-    "0.02 and one below 0.7 is not far from chance; Frechet distances of 1000 pictures in 64 features of a small "
-    "classifier; generators trained for a minute, whose own mistakes weigh more than in the paper. The grid of pFID is "
+    "0.02 and one below 0.7 is not far from chance; Frechet distances of 750 to 1000 pictures in 64 features of a small "
+    "classifier; generators trained for seconds, whose own mistakes weigh more than in the paper. The grid of pFID is "
     "3 rates and 2 neighbourhoods (5 and 9 % of the codes), which is ours: the paper's was not published",
     baseline="plain",
     arms=ARMS,
@@ -165,7 +165,7 @@ REPRODUCTION = Reproduction(
         Condition("rank correlation of pFD with gFD", foretelling("pfd"), at_least=0.5),
         Condition("that of pFD, minus that of rFD", foretelling("pfd", minus="rfd"), at_least=0.2),
     ),
-    steps=400,
+    steps=300,
     batch=64,
     report=("rfd", "pfd", "gfd", "nll", "psnr", "usage"),
 )
