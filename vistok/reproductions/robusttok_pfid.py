@@ -156,7 +156,7 @@ REPRODUCTION = Reproduction(
     claim="over many tokenizers pFID is correlated with the FID of what a generator makes of their codes, rFID is not",
     source="arXiv:2503.08354, which has eleven tokenizers and two generators",
     checked="eight tokenizers and one generator, so that two neighbours that change places move a rank correlation by "
-    "0.02 and one below 0.7 is not far from chance; Frechet distances of 750 to 1000 pictures in 64 features of a small "
+    "0.02 and one below 0.7 is not far from chance; Frechet distances of up to 1000 pictures in 64 features of a small "
     "classifier; generators trained for seconds, whose own mistakes weigh more than in the paper. The grid of pFID is "
     "3 rates and 2 neighbourhoods (5 and 9 % of the codes), which is ours: the paper's was not published",
     baseline="plain",
