@@ -14,7 +14,8 @@ from vistok.inventory import PACKAGE, holdings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", *sorted(f"docs/systems/{path.name}" for path in (ROOT / "docs" / "systems").glob("*.md")))
+SYSTEMS = sorted(f"docs/systems/{path.name}" for path in (ROOT / "docs" / "systems").glob("*.md"))
+PAGES = ("README.md", "docs/benchmarks.md", *SYSTEMS)
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
