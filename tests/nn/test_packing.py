@@ -19,7 +19,7 @@ def test_same_numbers_for_any_number_of_rows(model, shape, dtype):
     model, x = model.to(dtype), torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.no_grad():
         plain = model(x)
-        with packed(model, rows=4):
+        with packed(model):
             assert "forward" in model[0].__dict__
             quick = model(x)
     assert quick.shape == plain.shape
@@ -30,10 +30,10 @@ def test_same_numbers_for_any_number_of_rows(model, shape, dtype):
 
 def test_undone_after_an_error_and_untouched_where_gradients_are_wanted(model):
     x = torch.randn(2, 24)
-    with pytest.raises(RuntimeError), torch.no_grad(), packed(model, rows=2):
+    with pytest.raises(RuntimeError), torch.no_grad(), packed(model):
         model(torch.randn(2, 3))
     assert "forward" not in model[0].__dict__
-    with packed(model, rows=2):
+    with packed(model):
         model(x).sum().backward()
     assert model[0].weight.grad is not None
 
@@ -44,7 +44,7 @@ def test_what_stands_in_for_a_linear_map_keeps_its_way(model):
             return 2 * super().forward(x)
 
     other = nn.Sequential(Doubled(24, 10), nn.Linear(10, 4).double())
-    with torch.no_grad(), packed(other, rows=2):
+    with torch.no_grad(), packed(other):
         assert "forward" not in other[0].__dict__
         assert "forward" not in other[1].__dict__
 
@@ -52,8 +52,8 @@ def test_what_stands_in_for_a_linear_map_keeps_its_way(model):
 def test_weights_that_change_are_read_anew(model):
     x = torch.randn(2, 24)
     with torch.no_grad():
-        with packed(model, rows=2):
+        with packed(model):
             model(x)
         model[0].weight.mul_(2)
-        with packed(model, rows=2):
+        with packed(model):
             torch.testing.assert_close(model(x), model[2](model[1](model[0](x))))

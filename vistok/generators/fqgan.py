@@ -26,6 +26,7 @@ from vistok.generators._llamagen_keys import block_rules, count_blocks, sized
 from vistok.keys import KeyTable, Rename, Rule
 from vistok.layout import Segment
 from vistok.nn.gpt import GPT, GPTSize, initialise, prefixed_rotation
+from vistok.nn.packing import packed
 from vistok.nn.positions import Rotation
 from vistok.registry import System
 from vistok.sampling.noise import uniforms
@@ -157,18 +158,19 @@ class FAR(Generator):
         past, slots = self.trunk.cache(len(labels), length), self.head.cache(len(labels), count)
         rotation = self.rotation()
         x = torch.cat([self.class_table(labels)[:, None], self.tokens(codes[:, :start]).repeat(branches, 1, 1)], 1)
-        for position in range(start, length):
-            state = self.trunk(x, rotation[position + 1 - x.shape[1] : position + 1], past=past)[:, -1:]
-            for slot, output in enumerate(self.outputs):
-                state = self.head(state, rotation[slot : slot + 1], past=slots)
-                logits = output(self.norm(state[:, 0]))
-                logits = guide(logits, sampling.guidance) if branches == 2 else logits
-                code = draw(logits, uniform[:, position, slot], sampling)
-                codes[:, position, slot] = code
-                state = self.embeddings[slot](code)[:, None].repeat(branches, 1, 1)
-            for cache in slots:
-                cache.clear()
-            x = self.tokens(codes[:, position : position + 1]).repeat(branches, 1, 1)
+        with packed(self.trunk, self.head, self.outputs):
+            for position in range(start, length):
+                state = self.trunk(x, rotation[position + 1 - x.shape[1] : position + 1], past=past)[:, -1:]
+                for slot, output in enumerate(self.outputs):
+                    state = self.head(state, rotation[slot : slot + 1], past=slots)
+                    logits = output(self.norm(state[:, 0]))
+                    logits = guide(logits, sampling.guidance) if branches == 2 else logits
+                    code = draw(logits, uniform[:, position, slot], sampling)
+                    codes[:, position, slot] = code
+                    state = self.embeddings[slot](code)[:, None].repeat(branches, 1, 1)
+                for cache in slots:
+                    cache.clear()
+                x = self.tokens(codes[:, position : position + 1]).repeat(branches, 1, 1)
         return codes
 
 

@@ -296,7 +296,7 @@ class LlamaGen(Generator):
             ids[:, :start] = self.vocabulary.ids(known.data[:, : int(known.present[0].sum())])
         condition = self.no_condition(items) if conditions is None else conditions
         guided = sampling.guided and conditions is not None
-        with packed(self.trunk, self.output, rows=items * (1 + guided)) if pack else nullcontext():
+        with packed(self.trunk, self.output) if pack else nullcontext():
             self._write(ids, start, condition, guided, cfg_interval, sampling, seeds)
         return self.vocabulary.codes(ids)
 

@@ -25,6 +25,7 @@ from vistok.generators._mingpt_keys import mingpt_rules
 from vistok.keys import Drop, KeyTable
 from vistok.layout import Segment
 from vistok.nn.mingpt import MinGPT
+from vistok.nn.packing import packed
 from vistok.registry import System
 from vistok.sampling.noise import uniforms
 from vistok.sampling.tokens import Sampling, draw, guide
@@ -191,17 +192,18 @@ class OmniLM(Generator):
         past = self.gpt.cache(len(ids), first + length)
         uniform = uniforms(seeds, (length,), self.device)
         ramps = self.config.ramp if ramp is None else ramp
-        for position in range(start, length):
-            end = first + position
-            mask = _visible(there[:, :end], ids.shape[1]) if empty else None
-            found = self.gpt(ids, at=at, mask=mask, past=past)[:, -1]
-            if branches == 2:
-                scale = 1 + (sampling.guidance - 1) * (position if ramps else 1)
-                found = guide(found, scale)
-            drawn = draw(found[:, offset:] if visual else found, uniform[:, position], sampling)
-            codes[:, position] = drawn if visual else drawn - offset
-            ids = (codes[:, position : position + 1] + offset).repeat(branches, 1)
-            at = torch.full_like(ids, end)
+        with packed(self.gpt):
+            for position in range(start, length):
+                end = first + position
+                mask = _visible(there[:, :end], ids.shape[1]) if empty else None
+                found = self.gpt(ids, at=at, mask=mask, past=past)[:, -1]
+                if branches == 2:
+                    scale = 1 + (sampling.guidance - 1) * (position if ramps else 1)
+                    found = guide(found, scale)
+                drawn = draw(found[:, offset:] if visual else found, uniform[:, position], sampling)
+                codes[:, position] = drawn if visual else drawn - offset
+                ids = (codes[:, position : position + 1] + offset).repeat(branches, 1)
+                at = torch.full_like(ids, end)
         return codes
 
 

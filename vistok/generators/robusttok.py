@@ -24,6 +24,7 @@ from vistok.generator import Generator, Known, drop_labels, fixed_spec, known_pr
 from vistok.keys import KeyTable, Rename
 from vistok.layout import Segment
 from vistok.nn.attention import KeyValues, SelfAttention
+from vistok.nn.packing import packed
 from vistok.nn.transformer import MLP, Modulation, modulate
 from vistok.registry import System
 from vistok.sampling.noise import uniforms
@@ -209,15 +210,16 @@ class RAR(Generator):
         x[:, 1:] = x[:, 1:] + self.next_positions[:, 2 : 3 + first]
         past = self._cache(len(labels), length + 1)
         uniform = uniforms(seeds, (length,), self.device)
-        for index in range(first, length):
-            end = index + 2
-            logits = self._run(x, condition + self.steps[:, end - x.shape[1] : end], past)[:, -1]
-            if branches == 2:
-                logits = guide(logits, guidance_at(index / length, sampling.guidance, power))
-            codes[:, index] = draw(logits, uniform[:, index], sampling)
-            if index + 1 < length:
-                x = self.table(codes[:, index : index + 1]).repeat(branches, 1, 1)
-                x = x + self.positions[:, end : end + 1] + self.next_positions[:, end + 1 : end + 2]
+        with packed(self):
+            for index in range(first, length):
+                end = index + 2
+                logits = self._run(x, condition + self.steps[:, end - x.shape[1] : end], past)[:, -1]
+                if branches == 2:
+                    logits = guide(logits, guidance_at(index / length, sampling.guidance, power))
+                codes[:, index] = draw(logits, uniform[:, index], sampling)
+                if index + 1 < length:
+                    x = self.table(codes[:, index : index + 1]).repeat(branches, 1, 1)
+                    x = x + self.positions[:, end : end + 1] + self.next_positions[:, end + 1 : end + 2]
         return codes
 
     def _cache(self, batch: int, length: int) -> list[KeyValues]:

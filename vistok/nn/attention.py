@@ -79,6 +79,11 @@ class SelfAttention(nn.Module):
         """
         if ragged is not None:
             return self.out(self._attend_rows(x, ragged, leading=only is not None))
+        plain = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
+        if only is None and plain and rotation is not None:  # queries and keys lie side by side: one rotation for both
+            qk, v = self._heads(self.qkv(x)).split((self.heads + self.kv_heads, self.kv_heads), 1)
+            q, k = rotation(qk).split((self.heads, self.kv_heads), 1)
+            return self._attend_past(q, k, v, past, mask, causal)
         if only is None:
             q, k, v = self._heads(self.qkv(x)).split((self.heads, self.kv_heads, self.kv_heads), 1)
         else:
@@ -90,6 +95,11 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = (rotation if only is None else rotation[only])(q), rotation(k)
+        return self._attend_past(q, k, v, past, mask, causal)
+
+    def _attend_past(
+        self, q: Tensor, k: Tensor, v: Tensor, past: "KeyValues | None", mask: Tensor | None, causal: bool
+    ) -> Tensor:
         if past is not None:
             k, v = past.append(k, v)
         dropout = self.dropout if self.training else 0.0

