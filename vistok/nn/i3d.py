@@ -61,7 +61,8 @@ class Unit(nn.Module):
         super().__init__()
         self.conv3d = nn.Conv3d(inputs, outputs, kernel, stride, bias=False)
         self.bn = nn.BatchNorm3d(outputs, eps=1e-3)
-        self.kernel, self.stride = (kernel,) * 3, (stride,) * 3
+        self.kernel: Triple = (kernel, kernel, kernel)
+        self.stride: Triple = (stride, stride, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv3d(pad_same(x, self.kernel, self.stride))), inplace=True)
