@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import vistok
 from vistok.errors import ConfigError, InputError
 from vistok.reducer import Context, take
-from vistok.reducers import tome
+from vistok.reducers import _tome_matching, tome
 from vistok.reducers.tome import ToMe, ToMeConfig, match, match_random, merge, merge_weighted, unmerge
 
 
@@ -43,7 +43,7 @@ def test_matching_follows_the_rule(length, r, protected):
 def test_chunks_of_the_similarity_matrix_change_nothing(monkeypatch):
     metric = drawn(5, 40, 8)
     whole = match(metric, 9, protected=1)
-    monkeypatch.setitem(tome.AT_ONCE, "cpu", 50)
+    monkeypatch.setitem(_tome_matching.AT_ONCE, "cpu", 50)
     parts = match(metric, 9, protected=1)
     assert torch.equal(whole.index, parts.index)
     assert torch.equal(whole.into, parts.into)
@@ -175,8 +175,8 @@ def test_the_tiny_recipe_trains(tmp_path):
 
 
 def screened(metric, r, protected):
-    norms = metric.norm(dim=-1, keepdim=True).clamp_min(tome.EPS)
-    return tome._screened(metric, norms, r, protected)
+    norms = metric.norm(dim=-1, keepdim=True).clamp_min(_tome_matching.EPS)
+    return _tome_matching.screened(metric, norms, r, protected)
 
 
 @pytest.mark.parametrize("protected", [1, 2])
@@ -185,8 +185,8 @@ def test_screening_in_bfloat16_chooses_as_float32_does(protected, shared, monkey
     rng = torch.Generator().manual_seed(3)
     metric = torch.randn(3, 301, 32, generator=rng) + shared * torch.randn(3, 1, 32, generator=rng)
     state = tome.match(metric, 12, protected=protected)
-    for at_once in (tome.SCREENED, 4000):
-        monkeypatch.setattr(tome, "SCREENED", at_once)
+    for at_once in (_tome_matching.SCREENED, 4000):
+        monkeypatch.setattr(_tome_matching, "SCREENED", at_once)
         chosen, into = screened(metric, 12, protected)
         assert torch.equal(2 * chosen, state.source)
         assert torch.equal(into + protected // 2 + 301 - 12 - 301 // 2, state.into)

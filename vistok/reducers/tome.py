@@ -15,7 +15,6 @@ that were trained with merging load the same way. `restore` gives every patch it
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -26,15 +25,11 @@ from vistok.errors import ConfigError, InputError
 from vistok.keys import KeyTable, State
 from vistok.nn.classifier import Classifier, ClassifierConfig, classifier_keys, recognise_classifier
 from vistok.reducer import Context, Reducer, Reduction, by_layer, check_count, flat, take
+from vistok.reducers._tome_matching import EPS, nearest, others_than, screened, screens, similarity
 from vistok.registry import System
 from vistok.sites import Run, through
 
 Mode = Literal["sum", "mean", "amax"]
-AT_ONCE = {"cpu": 1 << 18}  # numbers of the similarity matrix that are held at a time: they stay in a core's cache
-ELSEWHERE = 1 << 26
-EPS = 1e-12  # the least norm that a token is divided by
-SCREENED = 1 << 20  # numbers of it in bfloat16 that are held at a time
-DOUBT = 2**-8 + 2**-9 + 2**-13  # of a product of unit vectors in bfloat16: both rounded, the sum rounded, and some room
 
 
 @dataclass(frozen=True)
@@ -100,20 +95,20 @@ def match(metric: Tensor, r: int, *, protected: int = 0) -> Merged:
     r = min(r, (length - protected) // 2)
     with torch.no_grad():
         norms = torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min_(EPS)
-        found = _screened(metric, norms, r, protected) if protected and _screens(metric, r) else None
+        found = screened(metric, norms, r, protected) if protected and screens(metric, r) else None
         if found is not None:
             chosen, into = found
-            left = _others(chosen, (length + 1) // 2)
+            left = others_than(chosen, (length + 1) // 2)
         else:
             unit = metric / norms
             sources, others = unit[:, ::2], unit[:, 1::2][:, protected // 2 :]
-            best = _similarity(sources, others, protected)
+            best = similarity(sources, others, protected)
             if protected:
                 chosen = best.topk(r, dim=-1).indices
-                left = _others(chosen, best.shape[1])
+                left = others_than(chosen, best.shape[1])
             else:
                 chosen, left = best.argsort(dim=-1, descending=True).tensor_split([r], -1)
-            into = _nearest(take(sources, chosen), others)[1]
+            into = nearest(take(sources, chosen), others)[1]
         into = into + protected // 2
     places = torch.arange(length, device=metric.device).expand(batch, -1)
     behind = places[:, 1::2][:, protected // 2 :]
@@ -130,7 +125,7 @@ def match_random(metric: Tensor, r: int, *, protected: int = 0, rng: torch.Gener
         order = draws.argsort(dim=-1) + protected
         source, rest = order[:, :r].sort(dim=-1)[0], order[:, r:].sort(dim=-1)[0]
         unit = F.normalize(metric, dim=-1)
-        into = _nearest(take(unit, source), take(unit, rest))[1]
+        into = nearest(take(unit, source), take(unit, rest))[1]
     first = torch.arange(protected, device=metric.device).expand(batch, -1)
     return Merged(length, torch.cat([first, rest], 1), source=source, into=into + protected)
 
@@ -147,7 +142,7 @@ def match_kth(metric: Tensor, k: int) -> Merged:
     source, rest = positions[:, :-1].flatten().expand(batch, -1), positions[:, -1].expand(batch, -1)
     with torch.no_grad():
         unit = F.normalize(metric, dim=-1)
-        into = _nearest(take(unit, source), take(unit, rest))[1]
+        into = nearest(take(unit, source), take(unit, rest))[1]
     return Merged(whole, rest, source=source, into=into)
 
 
@@ -282,95 +277,6 @@ class ToMe(Reducer):
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------
-
-
-def _similarity(sources: Tensor, destinations: Tensor, protected: int) -> Tensor:
-    """Of every source (B, n, C) to its nearest destination (B, m, C): (B, n).
-
-    A protected source has none; protected destinations are left out by the caller. Which one it is is asked for later,
-    of those sources alone that are merged: a largest value is found much faster than its place.
-    """
-    found = torch.empty(sources.shape[:2], dtype=sources.dtype, device=sources.device)
-    others = destinations.mT
-    batch, length, width = len(sources), sources.shape[1], others.shape[-1]
-    at_once = max(AT_ONCE.get(sources.device.type, ELSEWHERE) // max(width, 1), 1)
-    items, rows = min(max(at_once // max(length, 1), 1), batch), min(at_once, length)
-    room = sources.new_empty(items * rows * width)  # taken once: fresh memory costs more than what is written there
-    for item in range(0, batch, items):
-        for row in range(0, length, rows):
-            part = sources[item : item + items, row : row + rows]
-            products = room[: part.shape[0] * part.shape[1] * width].view(*part.shape[:2], width)
-            torch.bmm(part, others[item : item + items], out=products)
-            torch.amax(products, -1, out=found[item : item + items, row : row + rows])
-    found[:, : (protected + 1) // 2] = -torch.inf
-    return found
-
-
-def _screens(metric: Tensor, r: int) -> bool:
-    """Whether it pays: many tokens, few of them merged, and a CPU that multiplies much faster in bfloat16."""
-    quick = metric.device.type == "cpu" and metric.dtype == torch.float32 and bool(_capabilities().get("amx_bf16"))
-    return quick and metric.shape[1] >= 1024 and 0 < r < metric.shape[1] // 8
-
-
-@cache
-def _capabilities() -> Mapping[str, Any]:
-    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-
-
-def _screened(metric: Tensor, norms: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor] | None:
-    """The r sources among `metric` (B, N, C) that are nearest to a destination, and which that is: (B, r) each.
-
-    All products are taken in bfloat16 first, whose error has a bound for unit vectors. Sources that the bound leaves in
-    doubt are decided in float32, so that the choice is that of float32. None where most are in doubt, or where a source
-    is unlike all destinations.
-    """
-    sources = metric[:, ::2]
-    batch, length = sources.shape[:2]
-    others = metric[:, 1::2][:, protected // 2 :] / norms[:, 1::2][:, protected // 2 :]
-    rough = torch.empty_like(sources, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
-    torch.div(sources, norms[:, ::2], out=rough)
-    narrow, width = others.bfloat16().mT, others.shape[1]
-    found = torch.empty(batch, length, dtype=torch.int16)
-    items = min(max(AT_ONCE["cpu"] // (length * width), 1), batch)
-    rows = min(max(SCREENED // width, 1), length)
-    room = rough.new_empty(items * rows * width)  # taken once: fresh memory costs more than what is written there
-    for item in range(0, batch, items):
-        for row in range(0, length, rows):
-            part = rough[item : item + items, row : row + rows]
-            products = room[: part.shape[0] * part.shape[1] * width].view(*part.shape[:2], width)
-            torch.bmm(part, narrow[item : item + items], out=products)
-            # above 0 they are in the order of their bits, which a CPU compares faster; below 0 they are not
-            torch.amax(products.view(torch.int16), -1, out=found[item : item + items, row : row + rows])
-    first = (protected + 1) // 2
-    if bool((found[:, first:] < 0).any()):
-        return None
-    best = found.view(torch.bfloat16).float()
-    best[:, :first] = -torch.inf
-    threshold = best.topk(r, dim=-1).values[:, -1:] - 2 * DOUBT
-    doubtful = int((best >= threshold).sum(1).max())
-    if doubtful > length // 2:
-        return None
-    candidates = best.topk(doubtful, dim=-1, sorted=False).indices
-    value, nearest = _nearest(take(sources, candidates) / take(norms[:, ::2], candidates), others)
-    places = value.topk(r, dim=-1).indices
-    return candidates.gather(1, places), nearest.gather(1, places)
-
-
-def _nearest(tokens: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """For every token (B, n, C) its product with the nearest of the others (B, m, C), and that one's number: (B, n)."""
-    items = max(AT_ONCE.get(tokens.device.type, ELSEWHERE) // max(tokens.shape[1] * others.shape[1], 1), 1)
-    pairs = zip(tokens.split(items), others.split(items), strict=True)
-    values, numbers = zip(*((one @ two.mT).max(-1) for one, two in pairs), strict=True)
-    return torch.cat(values), torch.cat(numbers)
-
-
-def _others(chosen: Tensor, length: int) -> Tensor:
-    """The positions below `length` that are not in `chosen` (B, r), in order: (B, length - r)."""
-    free = torch.ones(len(chosen), length, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, False)
-    left = length - chosen.shape[1]
-    place = torch.where(free, free.cumsum(-1) - 1, left)
-    numbers = torch.arange(length, device=chosen.device).expand(len(chosen), -1)
-    return numbers.new_empty(len(chosen), left + 1).scatter_(1, place, numbers)[:, :left]
 
 
 def _behind(state: Merged, protected: int) -> Merged:
