@@ -67,3 +67,15 @@ def test_a_page_shows_verdict_numbers_and_rule(tables, tmp_path):
 def test_a_table_that_is_not_there(tables):
     with pytest.raises(SystemExit, match="no table 'speeed'; there are systems"):
         tables.filled("<!-- speeed -->\n<!-- /speeed -->")
+
+
+def test_a_table_as_its_benchmark_wrote_it(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    page = "<!-- files-kodak -->\nstale\n<!-- /files-kodak -->"
+    assert "Not run yet." in tables.filled(page)
+    found = {"command": "python benchmarks/files.py", "machine": "a processor", "weights": "0123456789abcdef"}
+    (tmp_path / "files-kodak.json").write_text(json.dumps(found))
+    (tmp_path / "files-kodak.md").write_text("| PSNR |\n| --- |\n| 30 |\n")
+    told = tables.filled(page)
+    assert "| 30 |\n\n`python benchmarks/files.py`, a processor, weights 01234567." in told
+    assert "stale" not in told
