@@ -65,3 +65,16 @@ def test_widths_that_make_no_pairs_are_refused():
     ):
         with pytest.raises(ValueError, match="width"):
             build()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_product_of_complex_numbers_turns_as_the_formula_does(dtype):
+    rotation = rotation_2d(3, 4, 8)
+    store = torch.randn(2, 12, 5, 3 * 8 + 1, generator=torch.Generator().manual_seed(5)).to(dtype)
+    for x in (store[..., :8].transpose(1, 2), store[..., 1:9].transpose(1, 2), store[..., 8:24:2].transpose(1, 2)):
+        with torch.enable_grad():
+            formula = rotation(x)
+        with torch.no_grad():
+            product = rotation(x)
+        assert product.dtype == dtype
+        torch.testing.assert_close(product, formula, atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=1e-6)
