@@ -54,9 +54,10 @@ class Captions:
                 continue
             try:
                 row = json.loads(line)
-                name = row.get("file_name") if isinstance(row, dict) else None
             except ValueError as error:
                 raise FormatError(f"{file}, line {number + 1} is no JSON: {error}") from error
-            text = next((row[key] for key in KEYS if isinstance(row.get(key), str)), None) if name else None
+            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+                continue
+            text = next((row[key] for key in KEYS if isinstance(row.get(key), str)), None)
             if text is not None:
-                yield (folder / name).as_posix(), text.strip()
+                yield (folder / row["file_name"]).as_posix(), text.strip()
