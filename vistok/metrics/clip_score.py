@@ -43,7 +43,9 @@ def clip_score(pictures: Tensor, texts: Tensor, variant: str = "100") -> Tensor:
     Raises UnknownNameError for another variant, InputError for shapes that do not belong together.
     """
     if variant not in VARIANTS:
-        raise UnknownNameError(f"no variant {variant!r}{nearest(variant, VARIANTS) or f'; there are {list(VARIANTS)}'}")
+        raise UnknownNameError(
+            f"no variant {variant!r}{nearest(variant, list(VARIANTS)) or f'; there are {list(VARIANTS)}'}"
+        )
     if pictures.ndim != 2 or pictures.shape != texts.shape:
         raise InputError(f"embeddings {tuple(pictures.shape)} and {tuple(texts.shape)}; expected (B, W) of both")
     return VARIANTS[variant] * F.cosine_similarity(pictures.float(), texts.float()).clamp_min(0)
@@ -125,7 +127,9 @@ def build_clip_score(name: str = DEFAULT, variant: str = "100") -> ClipScore:
     UnknownNameError for another variant.
     """
     if variant not in VARIANTS:
-        raise UnknownNameError(f"no variant {variant!r}{nearest(variant, VARIANTS) or f'; there are {list(VARIANTS)}'}")
+        raise UnknownNameError(
+            f"no variant {variant!r}{nearest(variant, list(VARIANTS)) or f'; there are {list(VARIANTS)}'}"
+        )
     transformers = import_extra("transformers", "models")
     where = NETWORKS.get(name, name)
     try:

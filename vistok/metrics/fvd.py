@@ -104,7 +104,7 @@ class VideoExtractor:
         wanted = tuple(names) if names is not None else self.features[:1]
         for one in wanted:
             if one not in self.features:
-                raise UnknownNameError(f"{self.name} gives no {one!r}{nearest(one, FEATURES)}; {list(FEATURES)}")
+                raise UnknownNameError(f"{self.name} gives no {one!r}{nearest(one, list(FEATURES))}; {list(FEATURES)}")
         return self.network(self.sized(clips), wanted)
 
 
@@ -117,7 +117,7 @@ def build_video_extractor(
     MismatchError where they do not fit.
     """
     if name not in VIDEO_EXTRACTORS:
-        known = nearest(name, VIDEO_EXTRACTORS) or f"; there are {', '.join(VIDEO_EXTRACTORS)}"
+        known = nearest(name, list(VIDEO_EXTRACTORS)) or f"; there are {', '.join(VIDEO_EXTRACTORS)}"
         raise UnknownNameError(f"no extractor of clips {name!r}{known}")
     if weights is None:
         raise InputError(

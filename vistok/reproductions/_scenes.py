@@ -114,6 +114,9 @@ class SceneConfig(VQVAEConfig):
 class Unrounded(Quantizer):
     """No quantizer: the latent as it is, or with `steps` values a dimension, at equal distances over 1.5 deviations."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__(dim, ())
         self.register_buffer("mean", torch.zeros(dim))
@@ -139,10 +142,10 @@ class SceneTokenizer(VQVAE):
         super().__init__(config, name)
         if config.bottleneck == "vq":
             return
-        self.quantizer = (  # type: ignore[assignment]
-            FSQ(config.levels, config.code_dim) if config.bottleneck == "fsq" else Unrounded(config.code_dim)
-        )
-        codes, dim = (self.quantizer.codebooks, None) if config.bottleneck == "fsq" else ((), config.code_dim)
+        rounds = config.bottleneck == "fsq"
+        other: Quantizer = FSQ(config.levels, config.code_dim) if rounds else Unrounded(config.code_dim)
+        self.quantizer = other  # type: ignore[assignment]
+        codes, dim = (other.codebooks, None) if rounds else ((), config.code_dim)
         factor = config.factor
         self.spec = TokenSpec(
             size=self.spec.size,
@@ -161,7 +164,8 @@ def trained(config: SceneConfig, seed: int, context: Context) -> SceneTokenizer:
     """An autoencoder that has learnt from squares of 64 px of the training scenes, within the budget."""
     scenes = training_scenes(context)
     torch.manual_seed(seed)
-    tokenizer = SceneTokenizer(config, context.arm).to(memory_format=torch.channels_last)
+    tokenizer = SceneTokenizer(config, context.arm)
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = squares(scenes, context.batch, seed)
     fit(tokenizer, tokenizer.loss, data, context.steps, lr=2e-3, seed=seed, bf16=True, tell=context.tell)
     return tokenizer.requires_grad_(False)

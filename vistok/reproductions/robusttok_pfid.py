@@ -75,9 +75,11 @@ def arm(seed: int, context: Context, *, perturbed: float = 0.0, **changes: Any) 
     pixels, labels = context.train_pixels(32, ITEMS)
     test = context.test_pixels(32, TEST_ITEMS)[0]
     guide = teacher(context, pixels, labels, TEACHER_STEPS)
-    config = VQVAEConfig(**{"widths": (32, 64), "blocks": (1, 1), "code_dim": 8, "metric": "cosine"} | changes)
+    sizes: dict[str, Any] = {"widths": (32, 64), "blocks": (1, 1), "code_dim": 8, "metric": "cosine"}
+    config = VQVAEConfig(**sizes | changes)
     torch.manual_seed(seed)
-    tokenizer = Perturbed(config, context.arm).to(memory_format=torch.channels_last)
+    tokenizer = Perturbed(config, context.arm)
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if perturbed:
         fades = (context.steps // 5, 3 * context.steps // 5)
         strength = max(config.codebook_size // 41, 2)  # 100 of 4096, as in the paper
@@ -103,8 +105,13 @@ def generated(tokenizer: VQVAE, pixels: Tensor, labels: Tensor, seed: int, conte
     """SAMPLES pictures of a transformer that has learnt this tokenizer's codes, uint8, and its loss on unseen codes."""
     codes = encoded(tokenizer, pixels)
     torch.manual_seed(seed)
-    sizes = {"width": 96, "depth": 3, "heads": 4, "hidden": 384, "dropout": 0.0, "anneals": (0, 0), "classes": 10}
-    settings = {"codebook_size": tokenizer.config.codebook_size, "grid": (8, 8), "factor": 4}
+    sizes: dict[str, Any] = {"width": 96, "depth": 3, "heads": 4, "hidden": 384, "dropout": 0.0, "anneals": (0, 0)}
+    settings: dict[str, Any] = {
+        "classes": 10,
+        "codebook_size": tokenizer.config.codebook_size,
+        "grid": (8, 8),
+        "factor": 4,
+    }
     generator = RAR(RARConfig(**sizes, **settings)).attach(tokenizer)
     held = len(codes) // 20
     data = token_batches({"codes": codes[held:], "labels": labels[held:]}, GENERATOR_BATCH, seed)
@@ -118,8 +125,8 @@ def generated(tokenizer: VQVAE, pixels: Tensor, labels: Tensor, seed: int, conte
 
 def rank_correlation(first: list[float], second: list[float]) -> float:
     """Spearman's: the correlation of the places in order. Values are taken to differ."""
-    places = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.corrcoef(*places)[0, 1])
+    places = [np.argsort(np.argsort(values)).astype(float) for values in (first, second)]
+    return float(np.corrcoef(places[0], places[1])[0, 1])
 
 
 def foretelling(metric: str, minus: str | None = None) -> Quantity:

@@ -33,8 +33,8 @@ WORDS, READER = 300, "rapidocr"
 RANGES = ((10, 20, 30, 40), (16, 26, 36, 48), (24, 32, 40, 48))  # edges of small, medium and large, px of the font
 ENOUGH, CHOOSING_WORDS, CHOOSING_SEED = 0.2, 60, 1000
 NAMES = ("small", "medium", "large")
-F8 = {"widths": (32, 64, 64), "blocks": (0, 1, 1)}
-F16 = {"widths": (32, 64, 64, 64), "blocks": (0, 1, 1, 1)}
+F8: dict[str, Any] = {"widths": (32, 64, 64), "blocks": (0, 1, 1)}
+F16: dict[str, Any] = {"widths": (32, 64, 64, 64), "blocks": (0, 1, 1, 1)}
 
 
 def edges(context: Context) -> tuple[int, ...]:
