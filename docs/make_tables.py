@@ -197,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "generate": generate,
     "files-kodak": lambda: written("files-kodak"),
     "files-crops": lambda: written("files-crops"),
+    "files-crops-tiny": lambda: written("files-crops-tiny"),
     "progressive": lambda: written("progressive"),
 }
 

@@ -220,9 +220,10 @@ def unpack(tokenizer: Tokenizer, data: bytes, *, partial: bool = False) -> Token
     header = _peek(data, partial)
     if header.embedded:
         canvas = _canvas(tokenizer, header.size)
+        spec, stream = _spec(tokenizer, canvas), _stream(tokenizer)
         state, _ = embedded.read(tokenizer, data, header, canvas, partial)
-        spec, codes = _spec(tokenizer, canvas), tokenizer.stream.codes(state)  # type: ignore[attr-defined]
-        return Tokens(spec.segments, codes, None, None, (canvas,), tokenizer.source)
+        assert stream is not None  # or nothing was read
+        return Tokens(spec.segments, stream.codes(state), None, None, (canvas,), tokenizer.source)
     header.check(tokenizer)
     canvas = _canvas(tokenizer, header.size, header.frames, header.rate)
     spec = _spec(tokenizer, canvas)

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,11 +76,13 @@ def shipped_state(model: VistokProgressive) -> dict[str, Tensor]:
 
 def export(prior: Path, decoder: Path, folder: Path) -> VistokProgressive:
     """Write the folder and give the model that is in it. Raises as `joined` and `shipped_state`."""
-    models = [hub.load_folder(path) for path in (prior, decoder)]
-    for path, model in zip((prior, decoder), models, strict=True):
-        if not isinstance(model, VistokProgressive):
-            raise MismatchError(f"{path} holds a {model.name}; expected a {SYSTEM.slug}")
-    model: Any = joined(*models)  # type: ignore[arg-type]
+    found: list[VistokProgressive] = []
+    for path in (prior, decoder):
+        part = hub.load_folder(path)
+        if not isinstance(part, VistokProgressive):
+            raise MismatchError(f"{path} holds a {part.name}; expected a {SYSTEM.slug}")
+        found.append(part)
+    model = joined(*found)
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(folder, shipped_state(model), model, model.config, model.name)
     write_atomically(folder / "README.md", README.encode())
