@@ -79,6 +79,7 @@ def test_one_entry_from_training_to_the_page(small):
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[2:4] == ["0.562", f"{row['psnr']:.2f}"]
     assert cells[10] == "64"
+    assert float(cells[9]) > 0
 
 
 def test_what_ships_is_not_trained(small):
