@@ -6,7 +6,7 @@
 
 The grid is the paper's own comparison: the same ViTs, tokens, bits and, but for the queries, parameters. Its sequences
 are shorter, 65 instead of 81, so it trains for 1.3 times the steps: equal floating-point operations in networks that
-run every position through every layer. Ours stop in the last layer where nothing is read, which makes 1.11 equal; the
+run every position through every layer. Ours stop in the last layer where nothing is read, which makes 1.1 equal; the
 difference favours the grid.
 """
 
