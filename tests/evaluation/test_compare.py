@@ -191,7 +191,7 @@ def test_text_and_faces_are_columns_and_decide_the_pareto_set(annotated, monkeyp
     assert any("text is not measured" in note and "no_such_module" in note for note in plain["notes"])
     assert any("faces are not measured" in note and "--embedder" in note for note in plain["notes"])
     assert all(row["t_acc"] is None and row["f_sim"] is None for row in plain["rows"])
-    assert plain["pareto_over"] == ["tokens", "bits", "PSNR", "SSIM", "time"]
+    assert plain["pareto_over"] == ["tokens", "bits", "PSNR", "SSIM", "time", "licence"]
     assert "text is not measured" in (annotated / "r.md").read_text()
     with pytest.raises(InputError, match="no annotations"):
         compare([None], str(annotated / "p"), annotated / "r.html", fidelity=Fidelity(text=str(annotated / "p")))
@@ -210,7 +210,7 @@ def test_text_and_faces_are_columns_and_decide_the_pareto_set(annotated, monkeyp
         cosine = before @ after / np.linalg.norm(before) / np.linalg.norm(after)
         assert row["f_sim"] == pytest.approx(cosine)
     assert (result["fidelity"]["words"], result["fidelity"]["faces"]) == (2, 1)
-    assert result["pareto_over"] == ["tokens", "bits", "PSNR", "SSIM", "time", "text", "faces"]
+    assert result["pareto_over"] == ["tokens", "bits", "PSNR", "SSIM", "time", "text", "faces", "licence"]
     assert all(row["t_acc"] is None for row in result["rows"] if row["codec"])
     table = (annotated / "r.md").read_text()
     assert "| words right | text 1 - NED | faces |" in table
@@ -235,9 +235,12 @@ def test_the_pareto_set_by_hand():
     for one in rows:
         one["f_sim"] = None
     over = module._pareto(rows, times)
-    assert over == ["tokens", "bpp", "psnr", "ssim", "ms", "t_ned"]
+    assert over == ["tokens", "bpp", "psnr", "ssim", "ms", "t_ned", "free"]
     assert [one["pareto"] for one in rows] == [True, True, False, True], "the third is the second, slower"
     for one in rows:
         one["t_ned"] = None
     module._pareto(rows, times)
     assert [one["pareto"] for one in rows] == [True, False, False, False], "without text nothing speaks for more tokens"
+    times["b"]["licence"] = "Apache-2.0"
+    module._pareto(rows, times)
+    assert [one["pareto"] for one in rows] == [True, False, True, True], "b may be used where a may not"

@@ -39,8 +39,25 @@ from vistok.metrics.ssim import ssim
 VERSION = 1
 MEASURES = ("tokens", "bpp", "psnr", "ssim", "ms_ssim")
 # what the Pareto set is over, and whether more of it is better; of text and faces where every row has them
-PARETO = {"tokens": False, "bpp": False, "psnr": True, "ssim": True, "ms": False, "t_ned": True, "f_sim": True}
-NAMES = {"bpp": "bits", "psnr": "PSNR", "ssim": "SSIM", "ms": "time", "t_ned": "text", "f_sim": "faces"}
+PARETO = {
+    "tokens": False,
+    "bpp": False,
+    "psnr": True,
+    "ssim": True,
+    "ms": False,
+    "t_ned": True,
+    "f_sim": True,
+    "free": True,  # 1 where the weights' licence allows commercial use, 0 where it does not or is not known
+}
+NAMES = {
+    "bpp": "bits",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "ms": "time",
+    "t_ned": "text",
+    "f_sim": "faces",
+    "free": "licence",
+}
 Progress = Callable[[str, int, int], None]
 
 
@@ -262,14 +279,18 @@ def _means(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _within(contestant: dict[str, Any], limits: Limits) -> bool:
+def _free(contestant: dict[str, Any]) -> bool:
     from vistok.catalogue import PERMISSIVE
 
+    return contestant.get("licence") in PERMISSIVE
+
+
+def _within(contestant: dict[str, Any], limits: Limits) -> bool:
     time_ms = contestant["encode_ms"] + contestant["decode_ms"]
     return (
         (limits.memory_mb is None or contestant["peak_mb"] <= limits.memory_mb)
         and (limits.milliseconds is None or time_ms <= limits.milliseconds)
-        and (not limits.commercial or contestant["licence"] in PERMISSIVE)
+        and (not limits.commercial or _free(contestant))
     )
 
 
@@ -279,9 +300,9 @@ def _pareto(rows: list[dict[str, Any]], contestants: dict[str, dict[str, Any]]) 
     Returns the keys of `PARETO` that this is over: those that every such row has.
     """
     within = [row for row in rows if row["within"]]
-    # rows of one tokenizer share its time: it decides between tokenizers alone
+    # rows of one tokenizer share its time and its licence: they decide between tokenizers alone
     times = {name: one["encode_ms"] + one["decode_ms"] for name, one in contestants.items()}
-    held = [row | {"ms": times[row["name"]]} for row in within]
+    held = [row | {"ms": times[row["name"]], "free": _free(contestants[row["name"]])} for row in within]
     over = [key for key in PARETO if held and all(row[key] is not None for row in held)]
     costs = np.array([[-row[key] if PARETO[key] else row[key] for key in over] for row in held], dtype=np.float64)
     for row in rows:
