@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vistok.nn.cnn import CNNConfig, CNNDecoder, CNNEncoder
 from vistok.nn.patching import PatchEmbed, unpatchify
-from vistok.nn.query_vit import ViTSize, initialise
+from vistok.nn.query_vit import INIT_STD, ViTSize, initialise
 from vistok.nn.ragged import compact, ragged
 from vistok.quantize import GaussianQuantizer
 from vistok.tokenizers.vqgan import VQGAN, VQGANConfig
@@ -48,6 +48,7 @@ class Encoder(nn.Module):
         table: int,
         halting: int,
         bins: tuple[float, ...],
+        init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
         width = size.width
@@ -63,7 +64,7 @@ class Encoder(nn.Module):
         self.halting = nn.Sequential(nn.Linear(width, halting), nn.Tanh(), nn.Linear(halting, 1))
         self.register_buffer("bins", torch.tensor(bins), persistent=False)
         for part in (self.patches, self.blocks, self.project, self.halting):
-            initialise(part)
+            initialise(part, init_std)
 
     def grid(self, pixels: Tensor, base: Tensor) -> Tensor:
         """Grid tokens (B, G, W), without positions: an embedded patch, and the base's latent (B, G, C) of its cell."""
@@ -92,7 +93,16 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Vectors (B, T, D), of which `keep` (B, T) names those that are there, to predictions (B, G, outputs)."""
 
-    def __init__(self, size: ViTSize, cells: tuple[int, int], dim: int, rows: int, table: int, outputs: int) -> None:
+    def __init__(
+        self,
+        size: ViTSize,
+        cells: tuple[int, int],
+        dim: int,
+        rows: int,
+        table: int,
+        outputs: int,
+        init_std: float = INIT_STD,
+    ) -> None:
         super().__init__()
         width = size.width
         self.cells = cells
@@ -105,7 +115,7 @@ class Decoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.predict = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, outputs))
         for part in (self.embed, self.blocks, self.predict):
-            initialise(part)
+            initialise(part, init_std)
 
     def forward(self, vectors: Tensor, keep: Tensor | None = None) -> Tensor:
         x = self.norm_in(self.embed(vectors.to(self.embed.weight.dtype)) + self.places[: vectors.shape[1]])
