@@ -30,8 +30,8 @@ CONFIG = KARLConfig(
     SIZE, SIZE, tokens=TOKENS, budgets=tuple(range(2, TOKENS + 1, 2)), rows=TOKENS, token_dim=4, quantized=False,
     base="pixels", image_size=32, patch=8, table=4, halting=64, init_std=0.02 * (512 / 64) ** 0.5,
 )  # fmt: skip
-# What the halting terms weigh in training. At their full weight a net of this width never looks at its tokens. Chosen on
-# training pictures: of 1, 0.02 and 0.002 the largest at which the absolute error begins to fall.
+# What the halting terms weigh in training. At their full weight a net of this width never looks at its tokens. Chosen
+# on training pictures: of 1, 0.02 and 0.002 the largest at which the absolute error begins to fall.
 HALTING = 0.002
 RECIPE: dict[str, Any] = {
     "data": {"size": 32},
