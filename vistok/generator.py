@@ -7,11 +7,11 @@ A system sets `spec`, `sampling` (its published settings) and `classes`, and def
 seeds, known tokens, provenance and errors are dealt with here, once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from operator import index
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Generator(Model):
 
     def __init__(self, config: Any, name: str | None = None) -> None:
         super().__init__(config, name)
-        self._attached = Aside()
+        self._attached, self._text_encoder = Aside(), Aside()
 
     # -- for users -----------------------------------------------------------------------------------------------
 
@@ -118,6 +118,16 @@ class Generator(Model):
             )
         self._attached.held = tokenizer.eval()
         self.config = replace(self.config, tokenizer=tokenizer.source)
+        return self
+
+    def attach_text(self, encoder: Callable[[Sequence[str]], Any]) -> Self:
+        """Let strings be read by `encoder`, such as `vistok.nn.t5_text.T5Text`, instead of by the published one.
+
+        It does not become part of the model. Raises InputError for a model that reads no text.
+        """
+        if getattr(self.config, "text", None) is None:
+            raise InputError(f"{self.name} takes {'no text' if self.classes is None else 'classes, not text'}")
+        self._text_encoder.held = encoder
         return self
 
     def learn_from(self, teachers: Mapping[str, Any], *, fresh: bool = True) -> None:

@@ -185,7 +185,7 @@ def give_text_encoder(generator: "Generator") -> None:
         from vistok.nn.t5_text import T5Text
 
         config: Any = generator.config
-        generator.attach_text(T5Text(length=config.text[0], device=generator.device))  # type: ignore[operator]
+        generator.attach_text(T5Text(length=config.text[0], device=generator.device))
 
 
 def own_options(words: Sequence[str]) -> dict[str, Any]:

@@ -28,10 +28,9 @@ from vistok.errors import ConfigError, InputError
 from vistok.generator import Generator, Known, fixed_spec
 from vistok.keys import Drop, KeyTable, Rename, Rule
 from vistok.layout import Segment
-from vistok.model import Aside
 from vistok.nn.clip_text import clip_text_condition
 from vistok.nn.positions import sincos_2d
-from vistok.nn.t5_text import Encoder, T5Features, T5Text, as_features
+from vistok.nn.t5_text import T5Features, T5Text, as_features
 from vistok.nn.transformer import Block
 from vistok.registry import System
 from vistok.sampling.bernoulli import Schedule, bernoulli_schedule
@@ -208,16 +207,8 @@ class BinaryDiffusion(Generator):
         self.sampling = Sampling(guidance=config.guidance, temperature=config.temperature)
         segment = Segment("grid", config.grid, (2,) * config.bits)
         self.spec = fixed_spec((segment,), config.grid[0] * config.factor)
-        self._text_encoder = Aside()
 
     # -- conditions ----------------------------------------------------------------------------------------------
-
-    def attach_text(self, encoder: Encoder) -> "BinaryDiffusion":
-        """Read strings by `encoder`, instead of by the published CLIP or T5. It does not become part of the model."""
-        if self.config.text is None:
-            raise InputError(f"{self.name} takes no text")
-        self._text_encoder.held = encoder
-        return self
 
     def conditions(self, condition: Any, items: int) -> Any:
         """Class numbers (B,), or of a model that reads text `T5Features` of strings or of features (B, L, D).

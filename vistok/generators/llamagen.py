@@ -32,11 +32,10 @@ from vistok.generators import _llama
 from vistok.generators._llamagen_keys import block_rules, count_blocks, size_of_args, sized
 from vistok.keys import Drop, KeyTable, Rename
 from vistok.layout import Segment
-from vistok.model import Aside
 from vistok.nn.gpt import GPT, GPTSize, initialise, prefixed_rotation
 from vistok.nn.packing import packed
 from vistok.nn.positions import Rotation, rotation_1d
-from vistok.nn.t5_text import Encoder, T5Features, as_features
+from vistok.nn.t5_text import T5Features, as_features
 from vistok.nn.transformer import MLP
 from vistok.registry import System
 from vistok.sampling.noise import uniforms
@@ -120,19 +119,8 @@ class LlamaGen(Generator):
         self.classes = config.classes
         self.sampling = Sampling(guidance=config.guidance, top_k=config.top_k)
         self.spec = fixed_spec(config.segments, config.size)
-        self._text_encoder = Aside()
 
     # -- conditions ----------------------------------------------------------------------------------------------
-
-    def attach_text(self, encoder: Encoder) -> "LlamaGen":
-        """Take prompts as strings, which `encoder` reads: `vistok.nn.t5_text.T5Text`, or any function like it.
-
-        The encoder does not become part of the model.
-        """
-        if self.config.text is None:
-            raise InputError(f"{self.name} takes classes, not text")
-        self._text_encoder.held = encoder
-        return self
 
     def conditions(self, condition: Any, items: int) -> Any:
         """Class numbers (B,), or `T5Features` of strings, of features (B, T, width) or of `T5Features`; None for none.

@@ -17,7 +17,7 @@ a masked transformer says what it knows of each and a small diffusion model draw
 Tokens of the text-aware tokenizers decode with the same text: `tokenizer.decode(tokens, text=...)`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import acos, ceil, pi
@@ -34,7 +34,6 @@ from vistok.generators._titok_networks import BertNetwork, CodeNetwork, Read, UV
 from vistok.keys import KeyTable, State
 from vistok.layout import Segment
 from vistok.losses.masked import masked_cross_entropy
-from vistok.model import Aside
 from vistok.nn.clip_text import TextFeatures, clip_text_condition
 from vistok.registry import System
 from vistok.sampling.diffusion import Denoiser, cosine_diffusion
@@ -140,7 +139,6 @@ class TiTokGenerator(Generator):
         )
         self.spec = fixed_spec((segment,), config.image_size)
         self.diffusion = cosine_diffusion(DIFFUSION_STEPS)
-        self._text_encoder = Aside()
 
     @property
     def null(self) -> int:
@@ -153,16 +151,6 @@ class TiTokGenerator(Generator):
         return self.config.codebook_size
 
     # -- texts ---------------------------------------------------------------------------------------------------
-
-    def attach_text(self, encoder: Callable[[Sequence[str]], TextFeatures]) -> "TiTokGenerator":
-        """Let strings be read by `encoder` instead of CLIP ViT-L/14-336 from the Hub; the empty text too.
-
-        It does not become part of the model. Raises InputError for a model that takes classes.
-        """
-        if self.classes is not None:
-            raise InputError(f"{self.name} takes classes, not text")
-        self._text_encoder.held = encoder
-        return self
 
     def text_features(self, text: Any, items: int) -> TextFeatures:
         """Features of a text for all, or of one for each item, on the model's device. Raises InputError."""
